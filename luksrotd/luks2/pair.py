@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The two copies together: which is valid, which one libcryptsetup uses (LUKS2_disk_hdr_read).
+
+The rule: both valid → the higher sequence number wins, the primary if they are equal; one valid → that one.  The
+secondary is looked for behind the primary, or, only if the primary's binary header or checksum is bad, at every
+offset that the format allows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from luksrotd.errors import DeviceError, FormatError, NotLuks2, UnknownDevice
+from luksrotd.luks2 import header as binary_header
+from luksrotd.luks2 import layout, metadata
+from luksrotd.luks2.areas import Extent
+from luksrotd.luks2.header import BinaryHeader
+from luksrotd.luks2.layout import Which
+from luksrotd.luks2.metadata import Metadata
+
+Read = Callable[[int, int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderCopy:
+    """A valid copy; ``raw`` are its ``hdr_size`` bytes."""
+
+    header: BinaryHeader
+    metadata: Metadata
+    raw: bytes
+
+    def same_content(self, other: "HeaderCopy") -> bool:
+        """Whether both say the same: everything but salt, checksum and the spelling of the JSON."""
+        return self._content() == other._content() and self.metadata.raw == other.metadata.raw
+
+    def _content(self) -> tuple[object, ...]:
+        head = self.header
+        return (head.seqid, head.hdr_size, head.label, head.csum_alg, head.uuid, head.subsystem)
+
+
+@dataclass(frozen=True, slots=True)
+class BadCopy:
+    """A copy that is not valid, and why; ``present`` tells whether at least its magic is there."""
+
+    which: Which
+    reason: str
+    present: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Both copies of one volume, at least one of them valid; ``raw`` are the ``2 * hdr_size`` bytes that hold them."""
+
+    primary: HeaderCopy | BadCopy
+    secondary: HeaderCopy | BadCopy
+    raw: bytes
+
+    @property
+    def hdr_size(self) -> int:
+        """Bytes of one copy."""
+        return self.winner.header.hdr_size
+
+    @property
+    def winner(self) -> HeaderCopy:
+        """The copy that libcryptsetup uses."""
+        first, second = self.valid[0], self.valid[-1]
+        return second if second.header.seqid > first.header.seqid else first
+
+    @property
+    def valid(self) -> tuple[HeaderCopy, ...]:
+        """The valid copies, primary first; never empty."""
+        return tuple(copy for copy in (self.primary, self.secondary) if isinstance(copy, HeaderCopy))
+
+    @property
+    def agree(self) -> bool:
+        """Whether both copies are valid and say the same."""
+        copies = self.valid
+        return len(copies) == len(Which) and copies[0].same_content(copies[1])
+
+    @property
+    def loser(self) -> Which | None:
+        """The copy that has to be rewritten from the winner; ``None`` if they agree."""
+        return None if self.agree else self.winner.header.which.other
+
+    @property
+    def referenced(self) -> tuple[Extent, ...]:
+        """Every keyslot area that a valid copy references (invariant I4 counts both)."""
+        return tuple(sorted({area for copy in self.valid for area in copy.metadata.areas}))
+
+    @property
+    def length(self) -> int:
+        """Bytes from the start of the device to the end of the keyslots area: what a shadow must have."""
+        return self.winner.metadata.keyslots_area.end
+
+
+def read_pair(read: Read, device_size: int) -> Pair:
+    """Read both copies with ``read(offset, length)`` from a device of ``device_size`` bytes.
+
+    At most ``2 * 4 MiB`` are read.  Raises ``FormatError`` if neither copy is valid, ``NotLuks2`` for LUKS1,
+    ``UnknownDevice`` if there is no trace of LUKS, and what ``read`` raises for blocks that lie on the device.
+    """
+    start = _read(read, 0, layout.BINARY_SIZE, device_size)
+    primary, hdr_size = _read_primary(read, start, device_size)
+    if hdr_size is not None:
+        secondary, _ = _read_copy(read, Which.SECONDARY, hdr_size, device_size)
+    else:
+        secondary, hdr_size = _scan_secondary(read, device_size)
+    if isinstance(primary, BadCopy) and isinstance(secondary, BadCopy):
+        raise _neither(start, primary, secondary)
+    assert hdr_size is not None  # noqa: S101 - a valid copy has one
+    pair = Pair(primary, secondary, _read(read, 0, 2 * hdr_size, device_size))
+    if pair.length > device_size:
+        raise FormatError(f"cannot use the LUKS2 header: it needs {pair.length} bytes, the device has {device_size}")
+    return pair
+
+
+def parse_pair(image: bytes) -> Pair:
+    """``read_pair`` on an image in memory that is at least as long as the header area."""
+    return read_pair(lambda offset, length: image[offset : offset + length], len(image))
+
+
+def _read_primary(read: Read, start: bytes, device_size: int) -> tuple[HeaderCopy | BadCopy, int | None]:
+    """The primary, and its hdr_size if its binary header and checksum are good (even if its JSON is not)."""
+    try:
+        head = binary_header.decode(start, Which.PRIMARY, 0)
+    except FormatError as error:
+        return BadCopy(Which.PRIMARY, error.message, binary_header.has_magic(start, Which.PRIMARY)), None
+    return _read_body(read, head, device_size)
+
+
+def _read_copy(read: Read, which: Which, offset: int, device_size: int) -> tuple[HeaderCopy | BadCopy, int | None]:
+    start = _read(read, offset, layout.BINARY_SIZE, device_size)
+    try:
+        head = binary_header.decode(start, which, offset)
+    except FormatError as error:
+        return BadCopy(which, error.message, binary_header.has_magic(start, which)), None
+    return _read_body(read, head, device_size)
+
+
+def _read_body(read: Read, head: BinaryHeader, device_size: int) -> tuple[HeaderCopy | BadCopy, int | None]:
+    raw = _read(read, head.hdr_offset, head.hdr_size, device_size)
+    try:
+        if len(raw) < head.hdr_size:
+            raise binary_header.bad(head.which, f"only {len(raw)} of its {head.hdr_size} bytes are there")
+        binary_header.verify_checksum(head, raw)
+    except FormatError as error:
+        return BadCopy(head.which, error.message, present=True), None
+    try:
+        return HeaderCopy(head, metadata.parse(raw[layout.BINARY_SIZE :], head.hdr_size), raw), head.hdr_size
+    except FormatError as error:
+        return BadCopy(head.which, error.message, present=True), head.hdr_size
+
+
+def _scan_secondary(read: Read, device_size: int) -> tuple[HeaderCopy | BadCopy, int | None]:
+    found = BadCopy(Which.SECONDARY, "cannot read the secondary LUKS2 header: it is nowhere", present=False)
+    for offset in layout.HEADER_SIZES:
+        copy, hdr_size = _read_copy(read, Which.SECONDARY, offset, device_size)
+        if isinstance(copy, HeaderCopy):
+            return copy, hdr_size
+        if copy.present and not found.present:
+            found = copy
+    return found, None
+
+
+def _read(read: Read, offset: int, length: int, device_size: int) -> bytes:
+    """As much of the range as lies on the device."""
+    length = min(length, device_size - offset)
+    if length <= 0:
+        return b""
+    block = read(offset, length)
+    if len(block) != length:
+        raise DeviceError(f"cannot read {length} bytes at {offset}: only {len(block)} came")
+    return block
+
+
+def _neither(start: bytes, primary: BadCopy, secondary: BadCopy) -> FormatError | NotLuks2 | UnknownDevice:
+    if primary.present and int.from_bytes(start[6:8], "big") == 1:
+        return NotLuks2("cannot use this volume: it is LUKS1; see cryptsetup-convert(8)")
+    if not (primary.present or secondary.present):
+        return UnknownDevice("cannot find a LUKS2 header")
+    return FormatError(f"{primary.reason}; {secondary.reason}")

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A change: the edits of one transaction, in the two stages in which they reach the device."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from luksrotd.luks2.areas import Extent
+from luksrotd.luks2.metadata import Metadata
+from luksrotd.rotation.edits import AddKeyslot, DestroyKeyslot, Edit, RemoveToken, SetToken
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """``edits`` are committed first, then ``wipe`` is overwritten, then ``closing`` is committed.
+
+    ``wipe`` are ranges that no copy references once ``edits`` are committed; those that ``edits`` retire are added by
+    ``retired``.  Secrets are named as in ``rotation.edits``; an added keyslot needs the volume key, so ``unlock``.
+    """
+
+    edits: tuple[Edit, ...] = ()
+    closing: tuple[Edit, ...] = ()
+    wipe: tuple[Extent, ...] = ()
+
+    @property
+    def added(self) -> tuple[AddKeyslot, ...]:
+        """The keyslots that are added."""
+        return tuple(edit for edit in self.edits if isinstance(edit, AddKeyslot))
+
+    @property
+    def destroyed(self) -> tuple[int, ...]:
+        """The keyslots that are removed."""
+        return tuple(edit.keyslot for edit in self.edits if isinstance(edit, DestroyKeyslot))
+
+    @property
+    def needs_unlock(self) -> bool:
+        """Whether the volume key is needed."""
+        return bool(self.added)
+
+    def retired(self, before: Metadata) -> tuple[Extent, ...]:
+        """The areas of the keyslots that are removed."""
+        return tuple(before.keyslots[keyslot].area for keyslot in self.destroyed)
+
+
+def written_tokens(edits: tuple[Edit, ...]) -> dict[int, SetToken | None]:
+    """What the token edits leave, by token number; ``None`` for a removed token."""
+    return dict(_token_edits(edits))
+
+
+def _token_edits(edits: tuple[Edit, ...]) -> Iterator[tuple[int, SetToken | None]]:
+    for edit in edits:
+        if isinstance(edit, SetToken):
+            yield edit.token, edit
+        elif isinstance(edit, RemoveToken):
+            yield edit.token, None

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether two headers differ by exactly the edits that were asked for, and by nothing else (invariants I3, I5)."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from luksrotd.errors import ConsistencyError
+from luksrotd.luks2 import layout
+from luksrotd.luks2.metadata import Keyslot, Metadata
+from luksrotd.luks2.pair import HeaderCopy
+from luksrotd.rotation.edits import AddKeyslot, DestroyKeyslot, Edit, RemoveToken, SetToken
+from luksrotd.rotation.fingerprint import fingerprint
+
+Json = dict[str, Any]
+
+
+def check_difference(before: HeaderCopy, after: HeaderCopy, edits: tuple[Edit, ...]) -> None:
+    """Raise ``ConsistencyError`` unless ``edits`` explain every difference between the two."""
+    for field in ("uuid", "label", "subsystem", "csum_alg", "hdr_size", "salt", "which"):
+        if getattr(before.header, field) != getattr(after.header, field):
+            _reject(f"the {field} of the {before.header.which} header")
+    if edits and after.header.seqid <= before.header.seqid:
+        raise ConsistencyError("cannot explain the change: the sequence number did not rise")  # I9
+    expected = _normal(_expected(before.metadata, after.metadata, edits))
+    actual = _normal(copy.deepcopy(dict(after.metadata.raw)))
+    for name in expected.keys() | actual.keys():
+        if expected.get(name) != actual.get(name):
+            _reject(_place(name, expected.get(name), actual.get(name)))
+
+
+def _expected(before: Metadata, after: Metadata, edits: tuple[Edit, ...]) -> Json:
+    """The JSON that ``before`` becomes by ``edits``; what libcryptsetup chooses (salts, offsets) is taken from ``after``."""
+    raw: Json = copy.deepcopy(dict(before.raw))
+    for edit in edits:
+        match edit:
+            case AddKeyslot():
+                _add_keyslot(raw, edit, before, after)
+            case SetToken(token, body, fingerprint_of):
+                raw["tokens"][str(token)] = dict(body)
+                if fingerprint_of is not None:
+                    keyslot = raw["keyslots"].get(str(fingerprint_of))
+                    if keyslot is None:
+                        _reject(f"token {token}, bound to a keyslot that is not there")
+                    raw["tokens"][str(token)]["fingerprint"] = fingerprint(keyslot)
+            case RemoveToken(token):
+                raw["tokens"].pop(str(token), None)
+            case DestroyKeyslot(keyslot):
+                _remove_keyslot(raw, str(keyslot))
+    return raw
+
+
+def _add_keyslot(raw: Json, edit: AddKeyslot, before: Metadata, after: Metadata) -> None:
+    added = after.keyslots.get(edit.keyslot)
+    if added is None or edit.keyslot in before.keyslots:
+        _reject(f"keyslot {edit.keyslot}, which should have been added")
+    _check_added(added, edit, before)
+    holders = [digest for digest in after.digests.values() if edit.keyslot in digest.keyslots]
+    if len(holders) != 1 or not holders[0].segments or holders[0].id not in before.digests:
+        _reject(f"the digest of keyslot {edit.keyslot}")
+    raw["keyslots"][str(edit.keyslot)] = copy.deepcopy(dict(added.raw))
+    raw["digests"][str(holders[0].id)]["keyslots"].append(str(edit.keyslot))
+
+
+def _check_added(added: Keyslot, edit: AddKeyslot, before: Metadata) -> None:
+    """The new keyslot must be of the kind that was asked for, as strong as the others."""
+    sizes = {keyslot.key_size for keyslot in before.keyslots.values() if before.opens_volume(keyslot.id)}
+    kdf: Mapping[str, Any] = added.raw.get("kdf", {})
+    cost = edit.pbkdf
+    wanted = {
+        "type": cost.type,
+        "hash": cost.hash,
+        "iterations" if cost.type == "pbkdf2" else "time": cost.iterations,
+        "memory": cost.memory_kib,
+    }
+    if added.type != "luks2" or added.key_size not in sizes or added.priority == layout.PRIORITY_IGNORE:
+        _reject(f"the type, key size or priority of keyslot {edit.keyslot}")
+    if any(value is not None and kdf.get(member) != value for member, value in wanted.items()):
+        _reject(f"the key derivation of keyslot {edit.keyslot}")
+
+
+def _remove_keyslot(raw: Json, keyslot: str) -> None:
+    raw["keyslots"].pop(keyslot, None)
+    for owner in (*raw["digests"].values(), *raw["tokens"].values()):
+        owner["keyslots"] = [reference for reference in owner["keyslots"] if reference != keyslot]
+
+
+def _normal(raw: Json) -> Json:
+    """Order of references does not matter; a digest of nothing is dropped by libcryptsetup at any write."""
+    for owner in (*raw["digests"].values(), *raw["tokens"].values()):
+        owner["keyslots"] = sorted(owner["keyslots"])
+    raw["digests"] = {n: digest for n, digest in raw["digests"].items() if digest["keyslots"] or digest["segments"]}
+    return raw
+
+
+def _place(name: str, expected: object, actual: object) -> str:
+    """Which member of the top-level object ``name`` differs, without its content."""
+    if isinstance(expected, dict) and isinstance(actual, dict):
+        odd = [key for key in expected.keys() | actual.keys() if expected.get(key) != actual.get(key)]
+        return f"{name} {', '.join(sorted(map(str, odd)))[:100]}"
+    return name
+
+
+def _reject(what: str) -> NoReturn:
+    raise ConsistencyError(f"cannot explain a difference between the header and its shadow: {what}")

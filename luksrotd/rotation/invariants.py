@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The invariants of docs/spec/commit-protocol.md, as predicates over the bytes of a device.
+
+"Opens" is decided without cryptography: a credential that opened a keyslot opens it as long as the keyslot's kdf salt
+and the key material in its area are what they were.  The crash tests hold this against real libcryptsetup.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from luksrotd.luks2 import layout
+from luksrotd.luks2.areas import Extent
+from luksrotd.luks2.metadata import Keyslot
+from luksrotd.luks2.pair import HeaderCopy, Pair
+from luksrotd.names import TOKEN_TYPE
+from luksrotd.rotation.view import view
+
+Read = Callable[[int, int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Opener:
+    """How a credential is recognised: the salt of its keyslot and the hash of the key material."""
+
+    salt: str
+    material: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What must hold at every instant.
+
+    ``keep``: credentials that always open.  ``keys``: for each key name the generations that may be current, each with
+    its credential; exactly one of them must be, or none where ``absent`` allows it (before an enrolment).
+    ``foreign``: the tokens, keyslots and config that must not change, as ``foreign_parts`` gives them.
+    """
+
+    keep: Mapping[str, Opener]
+    keys: Mapping[str, Mapping[int, Opener]]
+    foreign: Mapping[str, Any]
+    absent: frozenset[str] = field(default_factory=frozenset)
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A broken invariant, by its number, and what is wrong."""
+
+    invariant: str
+    what: str
+
+
+def opener(keyslot: Keyslot, read: Read) -> Opener:
+    """How the credential of ``keyslot`` is recognised from now on."""
+    size = min(keyslot.area.size, keyslot.key_size * layout.STRIPES)
+    return Opener(keyslot.kdf_salt or "", hashlib.sha256(read(keyslot.area.offset, size)).hexdigest())
+
+
+def foreign_parts(copy: HeaderCopy) -> Mapping[str, Any]:
+    """Everything in the header that is not ours (invariant I5)."""
+    raw = copy.metadata.raw
+    ours = {keyslot for token in copy.metadata.tokens.values() if token.type == TOKEN_TYPE for keyslot in token.keyslots}
+    digests = {
+        number: {**digest, "keyslots": sorted(slot for slot in digest["keyslots"] if int(slot) not in ours)}
+        for number, digest in raw["digests"].items()
+    }
+    return {
+        "uuid": copy.header.uuid,
+        "label": copy.header.label,
+        "segments": raw["segments"],
+        "config": raw["config"],
+        "digests": digests,
+        "tokens": {number: token for number, token in raw["tokens"].items() if token["type"] != TOKEN_TYPE},
+        "keyslots": {number: slot for number, slot in raw["keyslots"].items() if int(number) not in ours},
+    }
+
+
+def check_instant(pair: Pair, read: Read, expected: Expectation) -> tuple[Violation, ...]:
+    """I1, I2, I3 and I5, for each valid copy alone."""
+    return tuple(violation for copy in pair.valid for violation in _check_copy(pair, copy, read, expected))
+
+
+def check_done(pair: Pair, read: Read, gone: Iterable[Opener], retired: Mapping[Extent, str]) -> tuple[Violation, ...]:
+    """I6: both copies agree, nothing is pending, ``gone`` opens nothing, the retired areas hold something else.
+
+    ``retired`` maps an area to the sha256 of the key material that was in it.
+    """
+    found = []
+    if not pair.agree:
+        found.append(Violation("I6", "the header copies differ"))
+    if view(pair).pending:
+        found.append(Violation("I6", "a wipe intent is left"))
+    openers = {opener(keyslot, read) for keyslot in pair.winner.metadata.keyslots.values()}
+    found.extend(Violation("I6", "a retired credential still opens") for retired_opener in gone if retired_opener in openers)
+    for area, material in retired.items():
+        if hashlib.sha256(read(area.offset, area.size)).hexdigest() == material:
+            found.append(Violation("I6", f"the retired area at {area.offset} is intact"))
+    return tuple(found)
+
+
+def _check_copy(pair: Pair, copy: HeaderCopy, read: Read, expected: Expectation) -> Iterator[Violation]:
+    alone = view(Pair(copy, copy, pair.raw))
+    where = f"{copy.header.which} copy alone"
+    openers = {number: opener(keyslot, read) for number, keyslot in copy.metadata.keyslots.items()}
+    for name, credential in expected.keep.items():
+        if credential not in openers.values():
+            yield Violation("I1", f"{where}: {name} does not open any more")
+    for name, generations in expected.keys.items():
+        yield from _check_key(where, name, [key for key in alone.keys if key.token.name == name], openers, expected)
+        known = set(generations.values())
+        claimed = {slot for token in copy.metadata.tokens.values() for slot in token.keyslots}
+        if any(found in known and number not in claimed for number, found in openers.items()):
+            yield Violation("I3", f"{where}: a keyslot of key {name!r} has no token")
+    if _without(foreign_parts(copy), expected) != _without(expected.foreign, expected):
+        yield Violation("I5", f"{where}: something foreign has changed")
+
+
+def _check_key(
+    where: str, name: str, keys: list[Any], openers: Mapping[int, Opener], expected: Expectation
+) -> Iterator[Violation]:
+    if not keys and name in expected.absent:
+        return
+    if len(keys) != 1:
+        yield Violation("I3", f"{where}: {len(keys)} tokens name key {name!r}")
+        return
+    token = keys[0].token
+    credential = expected.keys[name].get(token.generation)
+    if credential is None:
+        yield Violation("I3", f"{where}: key {name!r} has unexpected generation {token.generation}")
+    elif [openers[number] for number in token.keyslots] != [credential]:
+        yield Violation("I1", f"{where}: what the token of {name!r} describes does not open")
+
+
+def _without(parts: Mapping[str, Any], expected: Expectation) -> Mapping[str, Any]:
+    """Leave out keyslots of ours that have lost their token: I3 has said so already."""
+    salts = {found.salt for generations in expected.keys.values() for found in generations.values()}
+    ours = {n for n, slot in parts["keyslots"].items() if slot.get("kdf", {}).get("salt") in salts}
+    return {
+        **parts,
+        "keyslots": {number: slot for number, slot in parts["keyslots"].items() if number not in ours},
+        "digests": {
+            number: {**digest, "keyslots": [slot for slot in digest["keyslots"] if slot not in ours]}
+            for number, digest in parts["digests"].items()
+        },
+    }

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Before-image, shadow and change → ``CommitPlan``; refuses any difference that it cannot explain."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+
+from luksrotd.errors import ConsistencyError, FormatError
+from luksrotd.luks2 import layout
+from luksrotd.luks2.areas import Extent, overlapping, subtract
+from luksrotd.luks2.layout import Which
+from luksrotd.luks2.pair import HeaderCopy, Pair, parse_pair
+from luksrotd.rotation.change import Change
+from luksrotd.rotation.difference import check_difference
+from luksrotd.rotation.protocol import BLOCK, CommitPlan, Phase, Step, Write, header_writes
+
+#: Returns that many random bytes.
+Noise = Callable[[int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowResult:
+    """What a worker left in a shadow.
+
+    ``initial``: the areas that were copied into it.  ``committed``, ``final``: the header bytes after the edits and
+    after the closing edits.  ``data``: the shadow's content behind the headers, at the end; what is missing is zero.
+    """
+
+    initial: Mapping[Extent, bytes]
+    committed: bytes
+    final: bytes
+    data: Mapping[Extent, bytes]
+
+
+def plan_commit(before: Pair, change: Change, shadow: ShadowResult, noise: Noise) -> CommitPlan:
+    """The ordered writes that bring ``change`` to the device; raises ``ConsistencyError``."""
+    if not before.agree:
+        raise ConsistencyError("cannot plan a commit: the two header copies differ")
+    committed, final = _parse(shadow.committed, before), _parse(shadow.final, before)
+    for which in Which:
+        check_difference(_copy(before, which), _copy(committed, which), change.edits)
+        check_difference(_copy(committed, which), _copy(final, which), change.closing)
+    new = tuple(committed.winner.metadata.keyslots[edit.keyslot].area for edit in change.added)
+    retired = change.retired(before.winner.metadata)
+    wiped = (*retired, *change.wipe)
+    _check_new_areas(before, new)
+    _check_wiped_areas(before, final, wiped, retired)
+    _check_bytes(shadow, allowed=(*new, *retired))
+    steps = (
+        Step(Phase.NEW_AREA, tuple(_new_area(shadow, area, _material_size(committed, area), noise) for area in new)),
+        *_header_steps(before.raw, shadow.committed, Phase.HEADER_PRIMARY, Phase.HEADER_SECONDARY),
+        Step(Phase.WIPE_OLD, tuple(Write(extent.offset, noise(extent.size)) for extent in wiped)),
+        *_header_steps(shadow.committed, shadow.final, Phase.CLEAR_PRIMARY, Phase.CLEAR_SECONDARY),
+    )
+    return _plan(steps, before, shadow.committed, shadow.final, final.winner.header.seqid)
+
+
+def plan_heal(before: Pair, healed: bytes) -> CommitPlan:
+    """The one write that makes the losing copy say what the winner says; raises ``ConsistencyError``.
+
+    ``healed`` are the header bytes after libcryptsetup's own recovery of the shadow.  The winner is not touched.
+    """
+    loser = before.loser
+    after = _parse(healed, before)
+    if loser is None:
+        raise ConsistencyError("cannot plan a recovery: the two header copies agree")
+    if _copy(after, loser.other).raw != before.winner.raw:
+        raise ConsistencyError("cannot recover the header: libcryptsetup prefers the other copy")
+    phase = Phase.HEADER_PRIMARY if loser is Which.PRIMARY else Phase.HEADER_SECONDARY
+    size = before.hdr_size
+    start = 0 if loser is Which.PRIMARY else size
+    writes = header_writes(before.raw[start : start + size], healed[start : start + size], start)
+    return _plan((Step(phase, writes),), before, healed, healed, after.winner.header.seqid)
+
+
+def _plan(steps: Iterable[Step], before: Pair, committed: bytes, final: bytes, seqid: int) -> CommitPlan:
+    plan = CommitPlan(
+        tuple(step for step in steps if step.writes), before.raw, committed, final, before.winner.header.seqid, seqid
+    )
+    if any(write.offset % BLOCK or len(write.data) % BLOCK for write in plan.writes):
+        raise ConsistencyError(f"cannot plan a commit: an area is not aligned to {BLOCK} bytes")
+    return plan
+
+
+def _parse(headers: bytes, before: Pair) -> Pair:
+    try:
+        pair = parse_pair(headers.ljust(before.length, b"\0"))
+    except FormatError as error:
+        raise ConsistencyError(f"cannot use the shadow: {error.message}") from error
+    if not pair.agree or pair.hdr_size != before.hdr_size:
+        raise ConsistencyError("cannot use the shadow: its two header copies differ")
+    return pair
+
+
+def _copy(pair: Pair, which: Which) -> HeaderCopy:
+    copy = pair.primary if which is Which.PRIMARY else pair.secondary
+    if not isinstance(copy, HeaderCopy):
+        raise ConsistencyError(f"cannot use the {which} header: {copy.reason}")
+    return copy
+
+
+def _header_steps(before: bytes, after: bytes, primary: Phase, secondary: Phase) -> tuple[Step, Step]:
+    size = len(after) // 2
+    return (
+        Step(primary, header_writes(before[:size], after[:size], 0)),
+        Step(secondary, header_writes(before[size:], after[size:], size)),
+    )
+
+
+def _check_new_areas(before: Pair, new: tuple[Extent, ...]) -> None:
+    """I4: a new area lies where neither copy on the device references anything."""
+    space = before.winner.metadata.keyslots_area
+    for area in new:
+        if not space.contains(area) or overlapping(area, before.referenced):
+            raise ConsistencyError(f"cannot write a new keyslot at {area.offset}: that space is not free")
+    if any(first.overlaps(second) for first, second in combinations(new, 2)):
+        raise ConsistencyError("cannot write two new keyslots into one area")
+
+
+def _check_wiped_areas(before: Pair, after: Pair, wiped: tuple[Extent, ...], retired: tuple[Extent, ...]) -> None:
+    """I4: only keyslot space is overwritten that nothing references any more."""
+    for extent in wiped:
+        if not before.winner.metadata.keyslots_area.contains(extent) or overlapping(extent, after.referenced):
+            raise ConsistencyError(f"cannot wipe {extent.size} bytes at {extent.offset}: they are in use")
+    for extent in set(wiped) - set(retired):
+        if overlapping(extent, before.referenced):
+            raise ConsistencyError(f"cannot wipe {extent.size} bytes at {extent.offset}: a keyslot still has them")
+
+
+def _check_bytes(shadow: ShadowResult, allowed: tuple[Extent, ...]) -> None:
+    """Nothing but ``allowed`` may differ from what was copied in."""
+    for extent, data in shadow.data.items():
+        for rest in subtract(extent, allowed):
+            found = data[rest.offset - extent.offset : rest.end - extent.offset]
+            if found != _content(shadow.initial, rest):
+                raise ConsistencyError(f"cannot explain changed bytes of the shadow in {rest.size} bytes at {rest.offset}")
+
+
+def _content(parts: Mapping[Extent, bytes], wanted: Extent) -> bytes:
+    """The bytes of ``wanted``, put together from ``parts``; zero where there is none."""
+    content = bytearray(wanted.size)
+    for extent, data in parts.items():
+        if extent.overlaps(wanted):
+            start, end = max(extent.offset, wanted.offset), min(extent.end, wanted.end)
+            content[start - wanted.offset : end - wanted.offset] = data[start - extent.offset : end - extent.offset]
+    return bytes(content)
+
+
+def _material_size(pair: Pair, area: Extent) -> int:
+    """Bytes of key material in an area; libcryptsetup leaves the rest of it as it was."""
+    keyslot = next(slot for slot in pair.winner.metadata.keyslots.values() if slot.area == area)
+    return min(area.size, -(-keyslot.key_size * layout.STRIPES // layout.SECTOR) * layout.SECTOR)
+
+
+def _new_area(shadow: ShadowResult, area: Extent, material: int, noise: Noise) -> Write:
+    """The whole area: key material, and random behind it as luksFormat and wipes leave it."""
+    key = _content(shadow.data, Extent(area.offset, material))
+    return Write(area.offset, key + noise(area.size - material))

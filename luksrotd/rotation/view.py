@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a header means to us: which keyslots are ours, which are somebody's, what is odd."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from luksrotd.errors import FormatError
+from luksrotd.luks2 import layout
+from luksrotd.luks2.areas import Extent, subtract
+from luksrotd.luks2.metadata import Keyslot, Metadata
+from luksrotd.luks2.pair import Pair
+from luksrotd.names import TOKEN_TYPE
+from luksrotd.rotation import token as tokens
+from luksrotd.rotation.fingerprint import fingerprint
+from luksrotd.rotation.token import BackupToken
+
+
+@dataclass(frozen=True, slots=True)
+class ManagedKey:
+    """A token of ours with the keyslot that it names; ``keyslot`` is ``None`` unless it names exactly one.
+
+    ``stale``: another tool has changed the keyslot since we wrote the token.  ``shared``: other tokens name it too.
+    """
+
+    token: BackupToken
+    keyslot: Keyslot | None
+    stale: bool
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceView:
+    """The volume as luksrotd sees it; everything is taken from the winning copy, ``pair`` has both."""
+
+    pair: Pair
+    keys: tuple[ManagedKey, ...]
+    unreadable: Mapping[int, str]
+    ordinary: tuple[int, ...]
+
+    @property
+    def metadata(self) -> Metadata:
+        """The metadata of the winning copy."""
+        return self.pair.winner.metadata
+
+    @property
+    def uuid(self) -> str:
+        """The LUKS UUID."""
+        return self.pair.winner.header.uuid
+
+    @property
+    def label(self) -> str:
+        """The label of the volume."""
+        return self.pair.winner.header.label
+
+    @property
+    def seqid(self) -> int:
+        """The sequence number."""
+        return self.pair.winner.header.seqid
+
+    @property
+    def pending(self) -> tuple[Extent, ...]:
+        """Ranges that wipe intents name."""
+        return tuple(extent for key in self.keys for extent in key.token.wipe)
+
+    @property
+    def free(self) -> tuple[Extent, ...]:
+        """Space for new areas that neither copy references, ascending."""
+        return subtract(self.metadata.keyslots_area, self.pair.referenced)
+
+    def named(self, name: str) -> tuple[ManagedKey, ...]:
+        """The keys of that name; more than one after a crash of the stepwise order."""
+        return tuple(key for key in self.keys if key.token.name == name)
+
+    def free_keyslot(self) -> int | None:
+        """The lowest free keyslot number."""
+        return _lowest_free(self.metadata.keyslots, layout.KEYSLOTS_MAX)
+
+    def free_token(self) -> int | None:
+        """The lowest free token number."""
+        return _lowest_free(self.metadata.tokens, layout.TOKENS_MAX)
+
+
+def view(pair: Pair) -> DeviceView:
+    """The meaning of ``pair``; never raises, what is odd is in the view."""
+    metadata = pair.winner.metadata
+    keys: list[ManagedKey] = []
+    unreadable: dict[int, str] = {}
+    for token in metadata.tokens.values():
+        if token.type != TOKEN_TYPE:
+            continue
+        try:
+            keys.append(_managed(tokens.parse(token), metadata))
+        except FormatError as error:
+            unreadable[token.id] = error.message
+    claimed = {keyslot for token in metadata.tokens.values() for keyslot in token.keyslots}
+    ordinary = tuple(sorted(metadata.keyslots.keys() - claimed))
+    return DeviceView(pair, tuple(keys), unreadable, ordinary)
+
+
+def _managed(token: BackupToken, metadata: Metadata) -> ManagedKey:
+    if len(token.keyslots) != 1:
+        return ManagedKey(token, None, stale=False, shared=False)
+    keyslot = metadata.keyslots[token.keyslots[0]]
+    claims = sum(keyslot.id in other.keyslots for other in metadata.tokens.values())
+    known = token.fingerprint is not None and keyslot.kdf_salt is not None
+    stale = known and fingerprint(keyslot.raw) != token.fingerprint
+    return ManagedKey(token, keyslot, stale, shared=claims > 1)
+
+
+def _lowest_free(taken: Mapping[int, object], limit: int) -> int | None:
+    return next((number for number in range(limit) if number not in taken), None)
