@@ -111,6 +111,9 @@ class Shadow(Protocol):
     def data_extents(self) -> Sequence[Extent]:
         """Ascending ranges that may hold something else than zeros."""
 
+    def clear(self) -> None:
+        """Make it all zeros again."""
+
     def close(self) -> None: ...
 
 

@@ -77,8 +77,11 @@ def needs_heal(view: DeviceView) -> bool:
     return view.pair.loser is not None and not view.metadata.config.mandatory
 
 
-def repair(view: DeviceView) -> Change | None:
-    """The change that mends everything that may be mended once both copies agree; ``None`` if there is nothing to do."""
+def repair(view: DeviceView, *, orphans: bool = True) -> Change | None:
+    """The change that mends everything that may be mended once both copies agree; ``None`` if there is nothing to do.
+
+    Without ``orphans``, tokens that have lost their keyslot stay: only what a crash of ours left is finished.
+    """
     if view.metadata.config.mandatory:
         return None
     closing: list[Edit] = []
@@ -87,7 +90,7 @@ def repair(view: DeviceView) -> Change | None:
         usable = not _bad_ranges(view, key)
         if usable:
             wipe.extend(key.token.wipe)
-        if not key.token.keyslots and usable:
+        if orphans and usable and not key.token.keyslots:
             closing.append(RemoveToken(key.token.id))
         elif key.token.wipe and usable:
             raw = view.metadata.tokens[key.token.id].raw

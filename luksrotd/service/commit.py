@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Carry out a commit plan: the only caller of ``HeaderDevice.write``.
+
+Synchronous, to be run in a thread, with libcryptsetup's exclusive metadata lock held.
+"""
+
+from collections.abc import Callable
+
+from luksrotd.errors import Conflict, ConsistencyError, DeviceError, Outcome
+from luksrotd.ports import HeaderDevice
+from luksrotd.rotation.protocol import CommitPlan, Phase, Step
+
+#: Called before the first write of each phase; may raise until the point of no return has been entered.
+Entered = Callable[[Phase], None]
+
+
+def run(plan: CommitPlan, device: HeaderDevice, entered: Entered) -> None:
+    """Write the steps of ``plan`` in their order, each followed by a checked flush, and read the result back.
+
+    Raises ``Conflict`` if the device does not hold ``plan.base`` (nothing has been written), ``DeviceError`` or
+    ``ConsistencyError`` with the outcome that the device shows afterwards.
+    """
+    if device.read(0, len(plan.base)) != plan.base:
+        raise Conflict("cannot commit: another tool has changed the header meanwhile")
+    try:
+        for step in plan.steps:
+            entered(step.phase)
+            if plan.before_wipe(step.phase):
+                _check_medium(plan, device, plan.committed)
+            _write(step, device)
+        _check_medium(plan, device, plan.final)
+    except DeviceError as error:
+        # Never retried: a flush that succeeds after one that failed means nothing.  Look at what is true instead.
+        raise DeviceError(error.message, outcome=_truth(plan, device)) from error
+
+
+def _write(step: Step, device: HeaderDevice) -> None:
+    for write in step.writes:
+        device.write(write.offset, write.data)
+    device.flush()
+
+
+def _check_medium(plan: CommitPlan, device: HeaderDevice, headers: bytes) -> None:
+    """Pair assertion: what was written is what a reader after a reboot finds."""
+    if device.read_medium(0, len(headers)) != headers:
+        raise ConsistencyError("cannot read back the header that was written", outcome=_truth(plan, device))
+    for step in plan.steps:
+        if step.phase is not Phase.NEW_AREA:
+            continue
+        for write in step.writes:
+            if device.read_medium(write.offset, len(write.data)) != write.data:
+                raise ConsistencyError("cannot read back the keyslot that was written", outcome=_truth(plan, device))
+
+
+def _truth(plan: CommitPlan, device: HeaderDevice) -> Outcome:
+    try:
+        return plan.outcome(device.read_medium(0, len(plan.base)))
+    except DeviceError:
+        return Outcome.UNKNOWN

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The transaction: snapshot, shadow, verification, plan, commit (design §2).
+
+Every change of a header goes through here: rotation, enrolment and reconcile are its users.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from luksrotd.errors import Cancelled, Conflict, ConsistencyError, DeviceError
+from luksrotd.luks2.areas import Extent
+from luksrotd.luks2.layout import Which
+from luksrotd.luks2.pair import Pair, read_pair
+from luksrotd.ports import DeviceRef, EngineSession, HeaderDevice, Host, SecretSource, Shadow
+from luksrotd.rotation import policy, reconcile
+from luksrotd.rotation.change import Change
+from luksrotd.rotation.plan import ShadowResult, plan_commit, plan_heal
+from luksrotd.rotation.protocol import CommitPlan, Phase
+from luksrotd.rotation.view import DeviceView, view
+from luksrotd.service import commit
+from luksrotd.service.progress import Progress, Stage, ignore
+
+#: How often a transaction starts again because another tool was faster.
+ATTEMPTS = 8
+
+Decide = Callable[[DeviceView], Change]
+Deliver = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Both header copies and the keyslot areas that were asked for, read under the shared metadata lock."""
+
+    view: DeviceView
+    areas: Mapping[Extent, bytes]
+
+    @property
+    def pair(self) -> Pair:
+        """The two copies."""
+        return self.view.pair
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a transaction did to which volume: the change, and the sequence numbers before and after it."""
+
+    uuid: str
+    change: Change
+    seqid_before: int
+    seqid_after: int
+
+
+async def nothing_to_deliver() -> None:
+    """A ``Deliver`` for a change that generates no secret."""
+
+
+class Transactor:
+    """Runs transactions with the ports of ``host``."""
+
+    def __init__(self, host: Host, *, attempts: int = ATTEMPTS) -> None:
+        """``attempts``: how often a transaction may be overtaken before it gives up with ``Conflict``."""
+        self._host = host
+        self._attempts = attempts
+
+    async def look(self, ref: DeviceRef) -> DeviceView:
+        """The volume as it is now."""
+        async with self.opened(ref) as device:
+            return (await self._snapshot(device, lambda _: ())).view
+
+    @asynccontextmanager
+    async def opened(self, ref: DeviceRef) -> AsyncIterator[HeaderDevice]:
+        """The header device, open for reading."""
+        device = await asyncio.to_thread(self._host.devices.open, ref)
+        try:
+            yield device
+        finally:
+            device.close()
+
+    async def run(
+        self,
+        ref: DeviceRef,
+        decide: Decide,
+        secrets: Mapping[str, SecretSource],
+        progress: Progress = ignore,
+        deliver: Deliver = nothing_to_deliver,
+    ) -> Committed:
+        """Make the change that ``decide`` wants of the volume as it is when the transaction begins.
+
+        ``decide`` is asked again when another tool has changed the header meanwhile.  ``deliver`` is awaited once,
+        when everything is verified and nothing has been written: a generated secret must be safe before the old one
+        dies.  Raises what ``decide`` raises, and the errors of the ports; the error's ``outcome`` says what is true.
+        """
+        async with self.opened(ref) as device:
+            progress(Stage.LOCKING)
+            async with self._host.locks.job(device):
+                policy.check_signatures(tuple(await self._host.probe.foreign(device)))
+                await self._finish_crashed(ref, device)
+                progress(Stage.READING)
+                snapshot = await self._snapshot(device, unlocking_areas)
+                decide(snapshot.view)
+                async with self._session(snapshot.pair.length, secrets) as (shadow, session):
+                    return await self._attempt(ref, device, decide, (shadow, session), snapshot, progress, deliver)
+
+    async def opens(self, ref: DeviceRef, keyslot: Callable[[DeviceView], int], source: SecretSource) -> bool:
+        """Whether the secret opens the keyslot that ``keyslot`` picks, tried on a shadow."""
+        async with self.opened(ref) as device:
+            snapshot = await self._snapshot(device, lambda seen: (seen.metadata.keyslots[keyslot(seen)].area,))
+            async with self._session(snapshot.pair.length, {"unlock": source}) as (shadow, session):
+                _fill(shadow, snapshot)
+                return await session.opens(keyslot(snapshot.view), "unlock")
+
+    async def mend(self, ref: DeviceRef, device: HeaderDevice, *, orphans: bool) -> None:
+        """Make every repair that ``reconcile`` knows, one commit each, with the job lock held; needs no secret."""
+        for _ in range(self._attempts):
+            snapshot = await self._snapshot(device, lambda _: ())
+            try:
+                if reconcile.needs_heal(snapshot.view):
+                    plan = await self._plan_heal(snapshot)
+                elif change := reconcile.repair(snapshot.view, orphans=orphans):
+                    plan = await self._plan_repair(snapshot, change)
+                else:
+                    return
+                await self._commit(ref, device, plan, ignore)
+            except Conflict:
+                continue
+        raise Conflict("cannot reconcile: other tools keep changing the header")
+
+    async def _finish_crashed(self, ref: DeviceRef, device: HeaderDevice) -> None:
+        """Heal and wipe what a crash left, before anything new is begun."""
+        seen = (await self._snapshot(device, lambda _: ())).view
+        policy.check_requirements(seen)
+        if reconcile.needs_heal(seen) or reconcile.repair(seen, orphans=False):
+            await self.mend(ref, device, orphans=False)
+
+    async def _attempt(
+        self,
+        ref: DeviceRef,
+        device: HeaderDevice,
+        decide: Decide,
+        worker: tuple[Shadow, EngineSession],
+        snapshot: Snapshot,
+        progress: Progress,
+        deliver: Deliver,
+    ) -> Committed:
+        delivered = False
+        for _ in range(self._attempts):
+            change = decide(snapshot.view)
+            policy.check_retirement(snapshot.view, change)
+            plan = await self._prepare(*worker, snapshot, change, progress)
+            if not delivered:
+                progress(Stage.DELIVERING)
+                await deliver()
+                delivered = True
+            try:
+                await self._commit(ref, device, plan, progress)
+            except Conflict:
+                progress(Stage.READING)
+                snapshot = await self._snapshot(device, unlocking_areas)
+                continue
+            progress(Stage.DONE)
+            return Committed(snapshot.view.uuid, change, plan.seqid_before, plan.seqid_after)
+        raise Conflict(f"cannot commit: other tools have changed the header {self._attempts} times meanwhile")
+
+    async def _prepare(
+        self, shadow: Shadow, session: EngineSession, snapshot: Snapshot, change: Change, progress: Progress
+    ) -> CommitPlan:
+        """Let libcryptsetup make the change on the shadow, verify it there, and plan the difference."""
+        progress(Stage.DERIVING)
+        _fill(shadow, snapshot)
+        await _load_same(session, snapshot)
+        if change.needs_unlock:
+            await session.unlock()
+        await session.apply(change.edits)
+        progress(Stage.VERIFYING)
+        for added in change.added:
+            if not await session.opens(added.keyslot, added.secret):
+                raise ConsistencyError(f"cannot open the new keyslot {added.keyslot} with its own secret")
+        committed = shadow.read(0, len(snapshot.pair.raw))
+        if change.closing:
+            await session.apply(change.closing)
+        return plan_commit(snapshot.pair, change, _result(shadow, snapshot, committed), self._host.entropy.random)
+
+    async def _plan_repair(self, snapshot: Snapshot, change: Change) -> CommitPlan:
+        async with self._session(snapshot.pair.length, {}) as (shadow, session):
+            return await self._prepare(shadow, session, snapshot, change, ignore)
+
+    async def _plan_heal(self, snapshot: Snapshot) -> CommitPlan:
+        """Let libcryptsetup recover the losing copy on a shadow.
+
+        It leaves two valid copies with one sequence number alone, even if they differ; so if its first load has
+        chosen the winner that we have chosen, and changed nothing, the loser is blanked and it is asked again.
+        """
+        async with self._session(snapshot.pair.length, {}) as (shadow, session):
+            _fill(shadow, snapshot)
+            await _load_same(session, snapshot)
+            healed = shadow.read(0, len(snapshot.pair.raw))
+            if healed == snapshot.pair.raw:
+                size = snapshot.pair.hdr_size
+                shadow.write(0 if snapshot.pair.loser is Which.PRIMARY else size, bytes(size))
+                await _load_same(session, snapshot)
+                healed = shadow.read(0, len(snapshot.pair.raw))
+            return plan_heal(snapshot.pair, healed)
+
+    @asynccontextmanager
+    async def _session(
+        self, length: int, secrets: Mapping[str, SecretSource]
+    ) -> AsyncIterator[tuple[Shadow, EngineSession]]:
+        shadow = self._host.shadows.create(length)
+        try:
+            async with self._host.engine.session(shadow, secrets) as session:
+                yield shadow, session
+        finally:
+            shadow.close()
+
+    async def _snapshot(self, device: HeaderDevice, areas: Callable[[DeviceView], tuple[Extent, ...]]) -> Snapshot:
+        async with self._host.locks.metadata(device, exclusive=False):
+            return await asyncio.to_thread(_read_snapshot, device, areas)
+
+    async def _commit(self, ref: DeviceRef, device: HeaderDevice, plan: CommitPlan, progress: Progress) -> None:
+        progress(Stage.WAITING_FOR_LOCK)
+        async with AsyncExitStack() as stack:
+            # The writable descriptor is closed last: udev probes the device then, and must find it unlocked.
+            writable = await asyncio.to_thread(self._host.devices.open, ref, writable=True)
+            stack.callback(writable.close)
+            if writable.identity != device.identity:
+                raise DeviceError(f"cannot write {ref.metadata_path}: it is another device than before")
+            await stack.enter_async_context(self._host.locks.metadata(device, exclusive=True))
+            await stack.enter_async_context(self._host.locks.whole_disk(device))
+            await _run_commit(plan, writable, progress)
+
+
+def unlocking_areas(seen: DeviceView) -> tuple[Extent, ...]:
+    """The areas that a credential may need: those of all keyslots that open the volume."""
+    return tuple(slot.area for slot in seen.metadata.keyslots.values() if seen.metadata.opens_volume(slot.id))
+
+
+def _read_snapshot(device: HeaderDevice, areas: Callable[[DeviceView], tuple[Extent, ...]]) -> Snapshot:
+    seen = view(read_pair(device.read, device.size))
+    return Snapshot(seen, {area: device.read(area.offset, area.size) for area in areas(seen)})
+
+
+def _fill(shadow: Shadow, snapshot: Snapshot) -> None:
+    if shadow.length != snapshot.pair.length:
+        raise Conflict("cannot go on: the size of the header has changed meanwhile")
+    shadow.clear()
+    shadow.write(0, snapshot.pair.raw)
+    for area, content in snapshot.areas.items():
+        shadow.write(area.offset, content)
+
+
+async def _load_same(session: EngineSession, snapshot: Snapshot) -> None:
+    """libcryptsetup must read the header as we do; else we do not understand it, and leave it alone."""
+    if await session.load() != snapshot.view.metadata.raw:
+        raise ConsistencyError("cannot use the header: libcryptsetup reads it otherwise")
+
+
+def _result(shadow: Shadow, snapshot: Snapshot, committed: bytes) -> ShadowResult:
+    headers = len(snapshot.pair.raw)
+    data = {}
+    for extent in shadow.data_extents():
+        start = max(extent.offset, headers)
+        if start < extent.end:
+            data[Extent(start, extent.end - start)] = shadow.read(start, extent.end - start)
+    return ShadowResult(snapshot.areas, committed, shadow.read(0, headers), data)
+
+
+async def _run_commit(plan: CommitPlan, device: HeaderDevice, progress: Progress) -> None:
+    """Run the commit in a thread.  Cancelling stops it before the point of no return, and is ignored after it."""
+    loop = asyncio.get_running_loop()
+    cancelled = threading.Event()
+
+    def entered(phase: Phase) -> None:
+        if cancelled.is_set() and phase in (Phase.NEW_AREA, plan.point_of_no_return):
+            raise Cancelled("cannot go on: the operation was cancelled")
+        loop.call_soon_threadsafe(progress, phase)
+
+    running = asyncio.ensure_future(asyncio.to_thread(commit.run, plan, device, entered))
+    while not running.done():
+        try:
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            if running.cancelled():
+                raise
+            cancelled.set()
+    try:
+        running.result()
+    except Conflict:
+        if cancelled.is_set():
+            raise Cancelled("cannot go on: the operation was cancelled") from None
+        raise
