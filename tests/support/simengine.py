@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A simulated ``KeyslotEngine``: what libcryptsetup does to a shadow, without cryptography.
+
+It keeps libcryptsetup's habits that matter: one header write and one sequence number per edit, first fit for areas,
+recovery of a bad or older copy on load, removed keyslots taken out of digests and tokens but tokens left behind.
+``make_volume`` builds small volumes (areas of 4 KiB) that it understands.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from luksrotd.errors import MetadataFull, NoFreeArea, WrongCredential
+from luksrotd.luks2 import header, layout, metadata
+from luksrotd.luks2.areas import Extent, subtract
+from luksrotd.luks2.header import BinaryHeader
+from luksrotd.luks2.layout import Which
+from luksrotd.luks2.pair import HeaderCopy, parse_pair
+from luksrotd.ports import SecretFd, SecretSource, Shadow
+from luksrotd.rotation.edits import UNLOCK, AddKeyslot, DestroyKeyslot, Edit, RemoveToken, SetToken
+from luksrotd.rotation.fingerprint import fingerprint
+
+UUID = "8a0a1d4e-6a0a-4a57-9d3c-3f9f2d1f0b11"
+KEY_SIZE = 1  # byte: gives areas of 4096 bytes
+HDR_SIZE = layout.HEADER_SIZES[0]
+
+
+def material(secret: bytes, salt: str) -> bytes:
+    """The key material of a keyslot."""
+    return hashlib.shake_256(secret + b"\0" + salt.encode()).digest(layout.keyslot_area_size(KEY_SIZE))
+
+
+def make_volume(secrets: Sequence[bytes], *, areas: int = 8, uuid: str = UUID, seed: int = 1) -> bytes:
+    """A volume whose keyslots 0, 1, … are opened by ``secrets``; room for ``areas`` keyslots; data of one sector."""
+    rng = random.Random(seed)
+    keyslots_size = areas * layout.AREA_ALIGNMENT
+    start = 2 * HDR_SIZE
+    image = bytearray(start) + bytearray(rng.randbytes(keyslots_size)) + bytearray(layout.SECTOR)
+    raw: dict[str, Any] = {
+        "keyslots": {},
+        "tokens": {},
+        "segments": {
+            "0": {
+                "type": "crypt",
+                "offset": str(start + keyslots_size),
+                "size": "dynamic",
+                "iv_tweak": "0",
+                "encryption": "aes-xts-plain64",
+                "sector_size": 512,
+            }
+        },
+        "digests": {"0": {"type": "pbkdf2", "keyslots": [], "segments": ["0"], "salt": "", "digest": ""}},
+        "config": {"json_size": str(HDR_SIZE - layout.BINARY_SIZE), "keyslots_size": str(keyslots_size)},
+    }
+    for number, secret in enumerate(secrets):
+        area = Extent(start + number * layout.AREA_ALIGNMENT, layout.AREA_ALIGNMENT)
+        salt = _salt(rng)
+        raw["keyslots"][str(number)] = _keyslot(area, salt, {"type": "pbkdf2", "hash": "sha256", "iterations": 1000})
+        raw["digests"]["0"]["keyslots"].append(str(number))
+        image[area.offset : area.end] = material(secret, salt)
+    for which in Which:
+        head = BinaryHeader(which, HDR_SIZE, 3, "", "sha256", rng.randbytes(64), uuid, "", b"")
+        image[head.hdr_offset : head.hdr_offset + HDR_SIZE] = header.encode(head, metadata.serialise(raw))
+    return bytes(image)
+
+
+def opened_by(image: bytes, secret: bytes) -> list[int]:
+    """The keyslots of the winning copy that ``secret`` opens."""
+    return _openers(parse_pair(image).winner, lambda offset, size: image[offset : offset + size], secret)
+
+
+class SimEngine:
+    """Starts simulated sessions; ``on_call`` may raise to make the worker fail at a call."""
+
+    def __init__(self, seed: int = 7) -> None:
+        self._rng = random.Random(seed)
+        self.calls: list[str] = []
+        self.live = 0
+
+    def on_call(self, name: str) -> None:
+        """Called with the name of each call before it is done; replace it to inject a failure."""
+        self.calls.append(name)
+
+    @asynccontextmanager
+    async def session(self, shadow: Shadow, secrets: Mapping[str, SecretSource]) -> AsyncIterator["SimSession"]:
+        """Read or generate the secrets, and hand out a session."""
+        self.live += 1
+        try:
+            self.on_call("session")
+            yield SimSession(self, shadow, {name: self._secret(source) for name, source in secrets.items()})
+        finally:
+            self.live -= 1
+
+    def salt(self) -> str:
+        """A fresh kdf salt."""
+        return _salt(self._rng)
+
+    def random(self, length: int) -> bytes:
+        """Random bytes."""
+        return self._rng.randbytes(length)
+
+    def _secret(self, source: SecretSource) -> bytes:
+        if isinstance(source, SecretFd):
+            chunks = []
+            while chunk := os.read(source.fd, source.limit):
+                chunks.append(chunk)
+            return b"".join(chunks)
+        secret = self._rng.randbytes(32).hex().encode()
+        os.write(source.fd, secret)
+        return secret
+
+
+class SimSession:
+    """One simulated worker."""
+
+    def __init__(self, engine: SimEngine, shadow: Shadow, secrets: Mapping[str, bytes]) -> None:
+        self._engine = engine
+        self._shadow = shadow
+        self._secrets = secrets
+        self._unlocked = False
+
+    async def load(self) -> Mapping[str, Any]:
+        """Choose the winner, rewrite the loser."""
+        self._engine.on_call("load")
+        return json.loads(json.dumps(self._recover().metadata.raw))  # type: ignore[no-any-return]
+
+    async def unlock(self, keyslot: int | None = None) -> int:
+        """Try the secret named ``unlock`` on every keyslot."""
+        self._engine.on_call("unlock")
+        opened = _openers(self._recover(), self._shadow.read, self._secrets[UNLOCK])
+        if keyslot is not None:
+            opened = [number for number in opened if number == keyslot]
+        if not opened:
+            raise WrongCredential("cannot unlock the volume: the credential opens no keyslot")
+        self._unlocked = True
+        return opened[0]
+
+    async def apply(self, edits: Sequence[Edit]) -> None:
+        """One header write per edit."""
+        for edit in edits:
+            self._engine.on_call(f"apply-{type(edit).__name__}")
+            copy = self._recover()
+            raw = json.loads(json.dumps(copy.metadata.raw))
+            self._edit(raw, edit, copy)
+            self._store(raw, copy.header.seqid + 1)
+
+    async def opens(self, keyslot: int, secret: str) -> bool:
+        """Whether the secret opens that keyslot."""
+        self._engine.on_call("opens")
+        return keyslot in _openers(self._recover(), self._shadow.read, self._secrets[secret])
+
+    def _edit(self, raw: dict[str, Any], edit: Edit, copy: HeaderCopy) -> None:
+        match edit:
+            case AddKeyslot(keyslot, secret, pbkdf):
+                assert self._unlocked
+                area = _first_fit(copy)
+                salt = self._engine.salt()
+                kdf = {"type": pbkdf.type, "hash": pbkdf.hash or "sha256", "iterations": pbkdf.iterations or 1000}
+                raw["keyslots"][str(keyslot)] = _keyslot(area, salt, kdf)
+                raw["digests"]["0"]["keyslots"].append(str(keyslot))
+                self._shadow.write(area.offset, material(self._secrets[secret], salt))
+            case SetToken(token, body, fingerprint_of):
+                raw["tokens"][str(token)] = dict(body)
+                if fingerprint_of is not None:
+                    raw["tokens"][str(token)]["fingerprint"] = fingerprint(raw["keyslots"][str(fingerprint_of)])
+            case RemoveToken(token):
+                raw["tokens"].pop(str(token))
+            case DestroyKeyslot(keyslot):
+                area = copy.metadata.keyslots[keyslot].area
+                self._shadow.write(area.offset, self._engine.random(area.size))
+                raw["keyslots"].pop(str(keyslot))
+                for owner in (*raw["digests"].values(), *raw["tokens"].values()):
+                    owner["keyslots"] = [slot for slot in owner["keyslots"] if slot != str(keyslot)]
+
+    def _store(self, raw: dict[str, Any], seqid: int) -> None:
+        pair = parse_pair(self._shadow.read(0, self._shadow.length))
+        text = metadata.serialise(raw)
+        if len(text) >= pair.winner.header.json_size:
+            raise MetadataFull("cannot write the header: the metadata area is full")
+        for copy in pair.valid:
+            self._write_copy(copy.header, copy.header.which, copy.header.salt, seqid, text)
+
+    def _recover(self) -> HeaderCopy:
+        pair = parse_pair(self._shadow.read(0, self._shadow.length))
+        winner = pair.winner
+        if pair.loser and (len(pair.valid) == 1 or len({copy.header.seqid for copy in pair.valid}) == 2):
+            text = winner.raw[layout.BINARY_SIZE :].rstrip(b"\0")
+            self._write_copy(winner.header, pair.loser, self._engine.random(64), winner.header.seqid, text)
+        return winner
+
+    def _write_copy(self, like: BinaryHeader, which: Which, salt: bytes, seqid: int, text: bytes) -> None:
+        head = BinaryHeader(
+            which, like.hdr_size, seqid, like.label, like.csum_alg, salt, like.uuid, like.subsystem, b""
+        )
+        self._shadow.write(head.hdr_offset, header.encode(head, text))
+
+
+def _openers(copy: HeaderCopy, read: Any, secret: bytes) -> list[int]:
+    return [
+        slot.id
+        for slot in copy.metadata.keyslots.values()
+        if slot.kdf_salt and read(slot.area.offset, slot.area.size) == material(secret, slot.kdf_salt)
+    ]
+
+
+def _first_fit(copy: HeaderCopy) -> Extent:
+    size = layout.keyslot_area_size(KEY_SIZE)
+    for gap in subtract(copy.metadata.keyslots_area, copy.metadata.areas):
+        if gap.size >= size:
+            return Extent(gap.offset, size)
+    raise NoFreeArea("cannot add a keyslot: the keyslots area is full")
+
+
+def _keyslot(area: Extent, salt: str, kdf: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "luks2",
+        "key_size": KEY_SIZE,
+        "af": {"type": "luks1", "stripes": layout.STRIPES, "hash": "sha256"},
+        "area": {
+            "type": "raw",
+            "offset": str(area.offset),
+            "size": str(area.size),
+            "encryption": "aes-xts-plain64",
+            "key_size": 64,
+        },
+        "kdf": {**kdf, "salt": salt},
+    }
+
+
+def _salt(rng: random.Random) -> str:
+    return base64.b64encode(rng.randbytes(32)).decode()
