@@ -30,6 +30,8 @@ LUKS2: Final = b"LUKS2"
 #: LUKS2_KEYSLOTS_MAX and LUKS2_TOKENS_MAX (lib/luks2/luks2.h).
 MAX_KEYSLOTS: Final = 32
 MAX_TOKENS: Final = 32
+#: Keyslots that hold the volume key, not some other one.
+BOUND: Final[tuple[int, ...]] = (lib.CRYPT_SLOT_ACTIVE, lib.CRYPT_SLOT_ACTIVE_LAST)
 #: Stripes of the anti-forensic splitter, and what areas are rounded up to (lib/luks2/luks2_json_format.c).
 AF_STRIPES: Final = 4000
 AREA_ALIGNMENT: Final = 4096
@@ -98,7 +100,7 @@ class Context:
 
     def keyslot_free(self, keyslot: int) -> bool:
         """Whether that number can take a new keyslot (crypt_keyslot_status)."""
-        return bool(lib.crypt_keyslot_status(self._cd, keyslot) == lib.CRYPT_SLOT_INACTIVE)
+        return self._status(keyslot) == lib.CRYPT_SLOT_INACTIVE
 
     def keyslot_area(self, keyslot: int) -> Extent:
         """Where the binary area of that keyslot is (crypt_keyslot_area)."""
@@ -119,8 +121,10 @@ class Context:
     def volume_key(self, passphrase: SafeMemory, keyslot: int = ANY_KEYSLOT) -> tuple[int, SafeMemory]:
         """The keyslot that ``passphrase`` opens, and the volume key.  Raises ``WrongCredential``.
 
-        A keyslot that is named can be an unbound one, whose key is some other key: that is wrong, too.
+        A keyslot that is named can be an unbound one, whose key libcryptsetup would hand out: that is wrong, too.
         """
+        if keyslot != ANY_KEYSLOT and self._status(keyslot) not in BOUND:
+            raise WrongCredential(f"cannot unlock the volume: no keyslot {keyslot} holds its key")
         key = SafeMemory(max(lib.crypt_get_volume_key_size(self._cd), 1))
         try:
             size = ffi.new("size_t *", key.size)
@@ -129,8 +133,6 @@ class Context:
             if result in (-errno.EPERM, -errno.ENOENT):
                 raise WrongCredential(_refusal(keyslot))
             opened = _check(result, "unlock the volume key")
-            if size[0] != key.size or lib.crypt_volume_key_verify(self._cd, key.address, key.size) < 0:
-                raise WrongCredential(f"cannot unlock the volume: keyslot {opened} holds another key")
         except LuksrotdError:
             key.close()
             raise
@@ -200,6 +202,9 @@ class Context:
         _check(lib.crypt_token_json_set(self._cd, token, ffi.NULL), f"remove token {token}")
 
     # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _status(self, keyslot: int) -> int:
+        return int(lib.crypt_keyslot_status(self._cd, keyslot))
 
     def _check_number(self, keyslot: int) -> None:
         if self.keyslot_free(keyslot):

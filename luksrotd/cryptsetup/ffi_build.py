@@ -36,7 +36,7 @@ struct crypt_pbkdf_type {
     uint32_t flags;
 };
 
-typedef enum { CRYPT_SLOT_INVALID, CRYPT_SLOT_INACTIVE, ... } crypt_keyslot_info;
+typedef enum { CRYPT_SLOT_INACTIVE, CRYPT_SLOT_ACTIVE, CRYPT_SLOT_ACTIVE_LAST, ... } crypt_keyslot_info;
 
 extern "Python" void luksrotd_log(int level, const char *message, void *user);
 
@@ -55,7 +55,6 @@ int crypt_set_pbkdf_type(struct crypt_device *cd, const struct crypt_pbkdf_type 
 int crypt_get_volume_key_size(struct crypt_device *cd);
 int crypt_volume_key_get(struct crypt_device *cd, int keyslot, char *key, size_t *key_size,
                          const char *passphrase, size_t passphrase_size);
-int crypt_volume_key_verify(struct crypt_device *cd, const char *key, size_t key_size);
 int crypt_activate_by_passphrase(struct crypt_device *cd, const char *name, int keyslot,
                                  const char *passphrase, size_t passphrase_size, uint32_t flags);
 

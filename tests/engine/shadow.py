@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The plainest shadow: all that lies before the data of an image, in a memfd."""
+"""The plainest shadow: the headers and keyslots of an image, in a sparse memfd."""
 
 import os
 import struct
@@ -34,12 +34,14 @@ class PlainShadow:
 
 
 def shadow_of(image: Path) -> PlainShadow:
-    config = luks_dump_json(image)["config"]
+    metadata = luks_dump_json(image)
     with image.open("rb") as file:
         header_size = struct.unpack_from(">Q", file.read(16), 8)[0]
-        shadow = PlainShadow(2 * header_size + int(config["keyslots_size"]))
-        file.seek(0)
-        shadow.write(0, file.read(shadow.length))
+        shadow = PlainShadow(2 * header_size + int(metadata["config"]["keyslots_size"]))
+        areas = [keyslot["area"] for keyslot in metadata["keyslots"].values()]
+        for offset, size in [(0, 2 * header_size), *((int(area["offset"]), int(area["size"])) for area in areas)]:
+            file.seek(offset)
+            shadow.write(offset, file.read(size))
     return shadow
 
 
