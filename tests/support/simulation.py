@@ -2,6 +2,8 @@
 """A whole simulated host with one volume: the use cases run on it as they run on the real one."""
 
 import asyncio
+import atexit
+import functools
 import os
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
@@ -60,9 +62,17 @@ class Simulation:
         return run(self.volumes.reconcile(self.ref, dry_run=dry_run))
 
 
+@functools.cache
+def _runner() -> asyncio.Runner:
+    """One loop, with its threads, for all: a crash enumeration reconciles thousands of volumes."""
+    runner = asyncio.Runner()
+    atexit.register(runner.close)
+    return runner
+
+
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a use case to its end."""
-    return asyncio.run(work)
+    return _runner().run(work)
 
 
 @contextmanager
