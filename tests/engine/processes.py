@@ -4,6 +4,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 import textwrap
 from pathlib import Path
@@ -42,7 +43,7 @@ def resources():
 
 
 async def ended(pidfd):
-    """When the process behind ``pidfd`` has ended; a minute at most."""
+    """When the process behind ``pidfd`` has ended, which is closed; if it takes a minute, it is killed."""
     loop, done = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(pidfd, done.set)
     try:
@@ -50,6 +51,9 @@ async def ended(pidfd):
             await done.wait()
     finally:
         loop.remove_reader(pidfd)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
 
 
 def interpreter(directory, script):

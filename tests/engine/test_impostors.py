@@ -94,10 +94,7 @@ async def test_forked_child_is_killed_with_the_worker(shadow, tmp_path):
     """
     async with worker(shadow, impostor(tmp_path, body)) as session:
         pidfd = os.pidfd_open((await session.load())["child"])
-    try:
-        await ended(pidfd)
-    finally:
-        os.close(pidfd)
+    await ended(pidfd)
 
 
 async def test_interpreter_that_is_not_there(shadow):

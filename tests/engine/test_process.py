@@ -310,10 +310,7 @@ async def test_dies_with_its_parent(image):
     finally:
         parent.kill()
         await parent.communicate()
-    try:
-        await ended(pidfd)
-    finally:
-        os.close(pidfd)
+    await ended(pidfd)
 
 
 # -- what it leaves behind ---------------------------------------------------------------------------------------
