@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What holds for every test: hypothesis profiles, and which tests count towards the coverage of the decision code."""
+"""What holds for every test: hypothesis profiles, which tests count towards coverage, and the private system."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.support.testbed import TestBed
 
 # No deadlines and no verdict on slowness: the machine may be busy.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -22,3 +25,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(tests).parts[0] not in COUNTED:
             item.add_marker("no_cover")
+
+
+@pytest.fixture(scope="session")
+def bed() -> Iterator[TestBed]:
+    """The private system (bus, polkit, udev, journal), one for the whole run."""
+    with TestBed() as bed:
+        yield bed
