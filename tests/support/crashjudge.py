@@ -112,7 +112,9 @@ class Judge:
 
     def _done(self, image: bytes, pair: Pair) -> list[str]:
         newest = _newest(pair)
-        gone = [credential for number, credential in self.scenario.gone.items() if newest is not None and number < newest]
+        gone = [
+            credential for number, credential in self.scenario.gone.items() if newest is not None and number < newest
+        ]
         retired = self.scenario.retired if gone or not self.scenario.gone else {}
         return [f"{v.invariant}: {v.what}" for v in check_done(pair, _reader(image), gone, retired)]
 

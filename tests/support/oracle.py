@@ -35,7 +35,9 @@ class Oracle:
         for copy in pair.valid:
             other = copy.header.which.other
             start = 0 if other is Which.PRIMARY else pair.hdr_size
-            masks[f"{copy.header.which} alone"] = headers[:start] + bytes(pair.hdr_size) + headers[start + pair.hdr_size :]
+            masks[f"{copy.header.which} alone"] = (
+                headers[:start] + bytes(pair.hdr_size) + headers[start + pair.hdr_size :]
+            )
         wrong: list[str] = []
         for name, masked in masks.items():
             key = hashlib.blake2b(masked + image.areas_digest(pair)).digest()
