@@ -90,7 +90,10 @@ def verify_checksum(header: BinaryHeader, copy: bytes) -> None:
 
 
 def checksum(algorithm: str, copy: bytes, which: Which) -> bytes:
-    """The checksum of ``copy`` with its checksum field taken as zero; raises ``FormatError`` for an unknown algorithm."""
+    """The checksum of ``copy`` with its checksum field taken as zero.
+
+    Raises ``FormatError`` for an unknown algorithm.
+    """
     name = CHECKSUMS.get(algorithm)
     if name is None:
         raise bad(which, f"checksum algorithm {algorithm!r} is unknown")

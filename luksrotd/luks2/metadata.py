@@ -2,7 +2,7 @@
 """The JSON metadata: text → typed, lossless view (LUKS2 specification, section 3; LUKS2_hdr_validate).
 
 At least as strict as libcryptsetup: what it rejects is rejected here.  Where we are stricter (strict JSON, unique
-members, UTF-8, canonical numbers) a volume is reported, never written.  Unknown objects and members are kept in ``raw``.
+members, UTF-8, canonical numbers) a volume is reported, never written.  Unknown members are kept in ``raw``.
 """
 
 import json
