@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What holds for every test: hypothesis profiles, and which tests count towards the coverage of the decision code."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# No deadlines and no verdict on slowness: the machine may be busy.
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("default"), derandomize=True, database=None, print_blob=True)
+settings.register_profile("soak", settings.get_profile("default"), max_examples=5000)
+settings.load_profile("default")
+
+#: The tests of the decision code itself.  That a daemon happens to run through a line is no proof of the line.
+COUNTED = ("unit", "property", "vectors")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep coverage off where it does not count: it slows a crash enumeration several times."""
+    tests = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(tests).parts[0] not in COUNTED:
+            item.add_marker("no_cover")
