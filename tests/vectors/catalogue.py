@@ -155,9 +155,20 @@ def label_that_is_not_utf8(head):
     return forge.with_fields(head, label=b"\xff" * 48)
 
 
-for algorithm in (
-    "sha1 sha224 sha384 sha512 sha3-224 sha3-256 sha3-384 sha3-512 blake2b-512 blake2s-256".split()
-):  # fmt: skip
+CHECKSUMS = (
+    "sha1",
+    "sha224",
+    "sha384",
+    "sha512",
+    "sha3-224",
+    "sha3-256",
+    "sha3-384",
+    "sha3-512",
+    "blake2b-512",
+    "blake2s-256",
+)
+
+for algorithm in CHECKSUMS:
     VECTORS.append(
         Vector(
             f"checksum_{algorithm}",
@@ -193,7 +204,9 @@ def equal_numbers_but_different_json(head):
 
 @vector("secondary")
 def primary_is_torn(head):
-    return forge.torn(head, forge.newer(forge.edited(head, put("tokens/0", {"type": "x", "keyslots": []})), BOTH), *PRIMARY)
+    return forge.torn(
+        head, forge.newer(forge.edited(head, put("tokens/0", {"type": "x", "keyslots": []})), BOTH), *PRIMARY
+    )
 
 
 @vector("primary")
@@ -273,13 +286,18 @@ def primary_size_is_beyond_the_device(head):
 
 
 @vector("FormatError: hdr_size 20480")
+def both_of_a_size_that_does_not_exist(head):
+    return resized(head, 20 * KIB)
+
+
+@vector("FormatError: cannot read LUKS2 metadata")
 def primary_of_a_size_that_does_not_exist(head):
-    # Its checksum is right, so libcryptsetup looks for the other copy behind it, and only there.
+    # Its checksum is right, so libcryptsetup looks for the other copy behind it, and not at 16 KiB where it is.
     oversize = forge.put(head, 8, (20 * KIB).to_bytes(8, "big"))
     return forge.sealed(oversize, Which.PRIMARY)
 
 
-@vector("FormatError: not the checksum")
+@vector("FormatError: does not start with an object")
 def first_secondary_in_the_scan_is_well_sealed_rubbish(head):
     # Its checksum is right, so libcryptsetup's scan ends there, before the good one.
     good = forge.put(resized(head, 32 * KIB), 0, bytes(32 * KIB))
@@ -341,7 +359,7 @@ def both_copies_are_gone(head):
 
 @vector("FormatError: the magic is missing")
 def primary_is_gone_and_secondary_is_bad(head):
-    return forge.unsealed(forge.erased(head, *PRIMARY), *SECONDARY)
+    return forge.erased(forge.unsealed(head, *SECONDARY), *PRIMARY)
 
 
 @vector("UnknownDevice: cannot find")
@@ -415,7 +433,9 @@ def checksum_unnamed(head):
     return forge.with_fields(head, csum_alg=b"")
 
 
-@vector("FormatError: checksum algorithm 'sha257'", stricter="one that libcryptsetup knows and we do not could be in force")
+@vector(
+    "FormatError: checksum algorithm 'sha257'", stricter="one that libcryptsetup knows and we do not could be in force"
+)
 def checksum_unknown_in_the_primary_only(head):
     return forge.with_fields(head, PRIMARY, csum_alg=b"sha257")
 

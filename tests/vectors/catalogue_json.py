@@ -103,9 +103,10 @@ text_vector("integer_of_minus_65_bits", "FormatError: does not fit", b'"x":-9223
 text_vector("integer_of_5000_digits", "FormatError: not JSON", b'"x":' + b"9" * 5000, stricter=AMBIGUOUS)
 text_vector("float_that_is_too_large", "FormatError: does not fit", b'"x":1e400', stricter=AMBIGUOUS)
 text_vector("floats", "primary", b'"x":[0.1,-1.5e-7,1E+3]')
-text_vector("nested_as_deep_as_json_c_reads", "primary", b'"x":' + b"[" * 30 + b"]" * 30)
-text_vector("nested_one_level_deeper", "FormatError: too deeply", b'"x":' + b"[" * 31 + b"]" * 31)
-text_vector("scalar_at_the_lowest_level", "FormatError: too deeply", b'"x":' + b"[" * 31 + b"1" + b"]" * 31)
+text_vector("nested_as_deep_as_json_c_reads", "primary", b'"x":' + b"[" * 31 + b"]" * 31)
+text_vector("nested_one_level_deeper", "FormatError: too deeply", b'"x":' + b"[" * 32 + b"]" * 32)
+text_vector("scalar_at_the_last_level", "primary", b'"x":' + b"[" * 30 + b"1" + b"]" * 30)
+text_vector("scalar_one_level_deeper", "FormatError: too deeply", b'"x":' + b"[" * 31 + b"1" + b"]" * 31)
 text_vector("objects_nested_too_deeply", "FormatError: too deeply", b'"x":' + b'{"x":' * 31 + b"1" + b"}" * 31)
 text_vector("nested_by_the_thousand", "FormatError: too deeply", b'"x":' + b"[" * 5000 + b"]" * 5000)
 text_vector("never_closed", "FormatError: cannot read LUKS2 metadata", b'"x":' + b"[" * 10000)
@@ -154,16 +155,23 @@ json_vector("no_keyslots", "primary", both(put("keyslots", {}), put("digests/0/k
 json_vector("two_keyslots", "primary", second_keyslot())
 json_vector("keyslot_31", "primary", both(renamed("keyslots", "0", "31"), referred("31")))
 json_vector("keyslot_32", "primary", both(renamed("keyslots", "0", "32"), referred("32")))
-json_vector("keyslot_key_not_decimal", "FormatError: 'x' is not a number", both(renamed("keyslots", "0", "x"), referred("x")))
+json_vector(
+    "keyslot_key_not_decimal", "FormatError: 'x' is not a number", both(renamed("keyslots", "0", "x"), referred("x"))
+)
 json_vector("keyslot_key_negative", "FormatError: '-1' is not", both(renamed("keyslots", "0", "-1"), referred("-1")))
 json_vector(
     "keyslot_key_with_a_leading_zero", "FormatError: '00' is not", both(renamed("keyslots", "0", "00"), referred("00"))
 )
 json_vector(
-    "keyslot_key_of_32_bits", "FormatError: '4294967296' is not", both(renamed("keyslots", "0", "4294967296"), referred("4294967296"))
+    "keyslot_key_of_32_bits",
+    "FormatError: '4294967296' is not",
+    both(renamed("keyslots", "0", "4294967296"), referred("4294967296")),
 )
 json_vector(
-    "unused_keyslot_key_empty", "FormatError: '' is not", put("keyslots/", {"type": "x", "key_size": 1, "area": {"type": "x", "offset": "290816", "size": "4096"}}), stricter="it is no number"
+    "unused_keyslot_key_empty",
+    "FormatError: '' is not",
+    put("keyslots/", {"type": "x", "key_size": 1, "area": {"type": "x", "offset": "290816", "size": "4096"}}),
+    stricter="it is no number",
 )
 json_vector("keyslot_not_an_object", "FormatError: object '0' is missing", put(K0, []))
 json_vector("keyslot_without_a_type", "FormatError: string 'type'", drop(f"{K0}/type"))
@@ -232,8 +240,17 @@ json_vector(
 json_vector("kdf_of_an_unknown_type", "FormatError: 'x' is unknown", put(f"{K0}/kdf/type", "x"), stricter=FUTURE)
 json_vector("argon2id", "primary", put(f"{K0}/kdf", ARGON2))
 json_vector("argon2i", "primary", put(f"{K0}/kdf", ARGON2 | {"type": "argon2i"}))
-json_vector("argon2id_with_a_hash", "FormatError: members are not those", put(f"{K0}/kdf", ARGON2 | {"hash": "x"}), stricter="it drops the member")
-json_vector("argon2id_without_cpus", "FormatError: members are not those", both(put(f"{K0}/kdf", dict(ARGON2)), drop(f"{K0}/kdf/cpus")))
+json_vector(
+    "argon2id_with_a_hash",
+    "FormatError: members are not those",
+    put(f"{K0}/kdf", ARGON2 | {"hash": "x"}),
+    stricter="it drops the member",
+)
+json_vector(
+    "argon2id_without_cpus",
+    "FormatError: members are not those",
+    both(put(f"{K0}/kdf", dict(ARGON2)), drop(f"{K0}/kdf/cpus")),
+)
 
 
 # Tokens
@@ -305,29 +322,58 @@ def second_segment(**members: object) -> forge.Edit:
 
 
 json_vector("no_segments", "FormatError: there is none", both(put("segments", {}), put("digests/0/segments", [])))
-json_vector("segment_key_not_decimal", "FormatError: 'x' is not", both(renamed("segments", "0", "x"), put("digests/0/segments", ["x"])))
-json_vector("segments_from_1_on", "FormatError: not numbered", both(renamed("segments", "0", "1"), put("digests/0/segments", ["1"])))
-json_vector("segments_with_a_gap", "FormatError: not numbered", both(second_segment(), renamed("segments", "1", "2"), put("digests/0/segments", ["0", "2"])))
+json_vector(
+    "segment_key_not_decimal",
+    "FormatError: 'x' is not",
+    both(renamed("segments", "0", "x"), put("digests/0/segments", ["x"])),
+)
+json_vector(
+    "segments_from_1_on",
+    "FormatError: not numbered",
+    both(renamed("segments", "0", "1"), put("digests/0/segments", ["1"])),
+)
+json_vector(
+    "segments_with_a_gap",
+    "FormatError: not numbered",
+    both(second_segment(), renamed("segments", "1", "2"), put("digests/0/segments", ["0", "2"])),
+)
 json_vector("two_segments", "primary", second_segment())
-json_vector("segments_overlap", "FormatError: it overlaps", second_segment(offset="16777216", size="512"))
-json_vector("segment_end_of_65_bits", "FormatError: beyond 64 bits", second_segment(offset=str(2**64 - 512), size="1024"))
-json_vector("first_segment_is_dynamic", "FormatError: only the last", both(second_segment(size="512"), put(f"{S0}/size", "dynamic")))
+json_vector("segments_overlap", "FormatError: it overlaps", second_segment(offset="16777216", size="4096"))
+json_vector(
+    "segment_end_of_65_bits", "FormatError: beyond 64 bits", second_segment(offset=str(2**64 - 4096), size="8192")
+)
+json_vector(
+    "first_segment_is_dynamic",
+    "FormatError: only the last",
+    both(second_segment(size="4096"), put(f"{S0}/size", "dynamic")),
+)
 json_vector("segment_offset_as_integer", "FormatError: number 'offset'", put(f"{S0}/offset", 16777216))
 json_vector("segment_offset_unaligned", "FormatError: not a multiple of 512", put(f"{S0}/offset", str(16777216 + 511)))
 json_vector("segment_size_unaligned", "FormatError: not a multiple of 512", put(f"{S0}/size", "513"))
 json_vector("segment_size_0", "FormatError: not a multiple of 512", put(f"{S0}/size", "0"))
-json_vector("segment_size_of_half_a_sector", "FormatError: not a multiple of its sectors", both(put(f"{S0}/size", "512"), put(f"{S0}/sector_size", 4096)))
+json_vector(
+    "segment_size_of_half_a_sector",
+    "FormatError: not a multiple of its sectors",
+    both(put(f"{S0}/size", "512"), put(f"{S0}/sector_size", 4096)),
+)
 json_vector("segment_size_missing", "FormatError: number 'size'", drop(f"{S0}/size"))
 json_vector("segment_at_offset_0", "primary", put(f"{S0}/offset", "0"))
 json_vector("segment_of_an_unknown_type", "primary", put(f"{S0}/type", "x"))
 json_vector("segment_without_digest", "FormatError: no digest", put("digests/0/segments", []))
-json_vector("segment_of_an_unknown_type_without_digest", "primary", both(put(f"{S0}/type", "x"), put("digests/0/segments", [])))
+json_vector(
+    "segment_of_an_unknown_type_without_digest", "primary", both(put(f"{S0}/type", "x"), put("digests/0/segments", []))
+)
 json_vector("segment_without_encryption", "FormatError: string 'encryption'", drop(f"{S0}/encryption"))
 json_vector("segment_without_iv_tweak", "FormatError: number 'iv_tweak'", drop(f"{S0}/iv_tweak"))
 json_vector("segment_iv_tweak_as_integer", "FormatError: number 'iv_tweak'", put(f"{S0}/iv_tweak", 0))
 json_vector("segment_sector_size_as_text", "FormatError: integer 'sector_size'", put(f"{S0}/sector_size", "512"))
 json_vector("segment_sector_size_of_513", "FormatError: sector_size 513", put(f"{S0}/sector_size", 513))
-json_vector("segment_sector_size_of_1536", "FormatError: sector_size 1536", put(f"{S0}/sector_size", 1536), stricter="dm-crypt has no such sectors")
+json_vector(
+    "segment_sector_size_of_1536",
+    "FormatError: sector_size 1536",
+    put(f"{S0}/sector_size", 1536),
+    stricter="dm-crypt has no such sectors",
+)
 json_vector("segment_flags", "primary", put(f"{S0}/flags", ["x"]))
 json_vector("segment_flags_not_an_array", "FormatError: array of strings 'flags'", put(f"{S0}/flags", "x"))
 json_vector("segment_flags_of_numbers", "FormatError: array of strings 'flags'", put(f"{S0}/flags", [1]))
@@ -337,27 +383,69 @@ INTEGRITY = {"type": "hmac(sha256)", "journal_encryption": "none", "journal_inte
 json_vector("segment_integrity", "primary", put(f"{S0}/integrity", INTEGRITY))
 json_vector("segment_integrity_not_an_object", "FormatError: object 'integrity'", put(f"{S0}/integrity", "x"))
 json_vector("segment_integrity_of_nothing", "FormatError: string 'type'", put(f"{S0}/integrity", {}))
-json_vector("segment_integrity_without_journal_encryption", "FormatError: string 'journal_encryption'", both(put(f"{S0}/integrity", dict(INTEGRITY)), drop(f"{S0}/integrity/journal_encryption")))
-json_vector("segment_integrity_without_journal_integrity", "FormatError: string 'journal_integrity'", both(put(f"{S0}/integrity", dict(INTEGRITY)), drop(f"{S0}/integrity/journal_integrity")))
+json_vector(
+    "segment_integrity_without_journal_encryption",
+    "FormatError: string 'journal_encryption'",
+    both(put(f"{S0}/integrity", dict(INTEGRITY)), drop(f"{S0}/integrity/journal_encryption")),
+)
+json_vector(
+    "segment_integrity_without_journal_integrity",
+    "FormatError: string 'journal_integrity'",
+    both(put(f"{S0}/integrity", dict(INTEGRITY)), drop(f"{S0}/integrity/journal_integrity")),
+)
 json_vector("backup_segment", "primary", second_segment(flags=["backup-final"]))
-json_vector("backup_segment_may_overlap", "primary", both(second_segment(flags=["backup-final"], offset="16777216"), put(f"{S0}/size", "dynamic")))
+json_vector(
+    "backup_segment_may_overlap",
+    "primary",
+    both(second_segment(flags=["backup-final"], offset="16777216"), put(f"{S0}/size", "dynamic")),
+)
 json_vector("backup_segment_only", "FormatError: no regular", put(f"{S0}/flags", ["backup-final"]))
-json_vector("backup_segment_first", "FormatError: no regular", both(second_segment(), put(f"{S0}/flags", ["backup-final"])))
-json_vector("backup_segment_behind_a_gap", "FormatError: not numbered", both(second_segment(flags=["backup-final"]), renamed("segments", "1", "2"), put("digests/0/segments", ["0", "2"])))
-json_vector("backup_segment_with_a_huge_number", "FormatError: not numbered", both(second_segment(flags=["backup-final"]), renamed("segments", "1", "2000000000"), put("digests/0/segments", ["0", "2000000000"])))
+json_vector(
+    "backup_segment_first", "FormatError: no regular", both(second_segment(), put(f"{S0}/flags", ["backup-final"]))
+)
+json_vector(
+    "backup_segment_behind_a_gap",
+    "FormatError: not numbered",
+    both(second_segment(flags=["backup-final"]), renamed("segments", "1", "2"), put("digests/0/segments", ["0", "2"])),
+)
+json_vector(
+    "backup_segment_with_a_huge_number",
+    "FormatError: not numbered",
+    both(
+        second_segment(flags=["backup-final"]),
+        renamed("segments", "1", "2000000000"),
+        put("digests/0/segments", ["0", "2000000000"]),
+    ),
+)
 
 
 # Config
 
 json_vector("json_size_missing", "FormatError: number 'json_size'", drop("config/json_size"))
 json_vector("json_size_as_integer", "FormatError: number 'json_size'", put("config/json_size", 12288))
-json_vector("json_size_of_another_header", "FormatError: json_size 28672 does not fit", put("config/json_size", "28672"))
-json_vector("json_size_with_a_sign", "FormatError: number 'json_size'", put("config/json_size", "+12288"), stricter="it is not how numbers are written")
+json_vector(
+    "json_size_of_another_header", "FormatError: json_size 28672 does not fit", put("config/json_size", "28672")
+)
+json_vector(
+    "json_size_with_a_sign",
+    "FormatError: number 'json_size'",
+    put("config/json_size", "+12288"),
+    stricter="it is not how numbers are written",
+)
 json_vector("keyslots_size_missing", "FormatError: number 'keyslots_size'", drop("config/keyslots_size"))
 json_vector("keyslots_size_unaligned", "FormatError: keyslots_size 1000000 is", put("config/keyslots_size", "1000000"))
-json_vector("keyslots_size_over_the_segment", "FormatError: behind the first segment", put("config/keyslots_size", str(16744448 + 4096)))
+json_vector(
+    "keyslots_size_over_the_segment",
+    "FormatError: behind the first segment",
+    put("config/keyslots_size", str(16744448 + 4096)),
+)
 json_vector("keyslots_size_of_65_bits", "FormatError: out of range", put("config/keyslots_size", str(2**64)))
-json_vector("keyslots_size_0", "FormatError: keyslots_size 0 is", both(put("config/keyslots_size", "0"), put("keyslots", {}), put("digests/0/keyslots", [])), stricter="there is no room for keys")
+json_vector(
+    "keyslots_size_0",
+    "FormatError: keyslots_size 0 is",
+    both(put("config/keyslots_size", "0"), put("keyslots", {}), put("digests/0/keyslots", [])),
+    stricter="there is no room for keys",
+)
 
 
 def keyslots_mib(mib: int) -> forge.Edit:
@@ -380,8 +468,16 @@ json_vector("config_flags_of_numbers", "FormatError: array of strings 'flags'", 
 json_vector("requirements_unknown", "primary", put("config/requirements", {"mandatory": ["x"]}))
 json_vector("requirements_optional", "primary", put("config/requirements", {"optional": ["x"]}))
 json_vector("requirements_not_an_object", "FormatError: object 'requirements'", put("config/requirements", ["x"]))
-json_vector("requirements_mandatory_not_an_array", "FormatError: array of strings 'mandatory'", put("config/requirements", {"mandatory": "x"}))
-json_vector("requirements_mandatory_of_numbers", "FormatError: array of strings 'mandatory'", put("config/requirements", {"mandatory": [1]}))
+json_vector(
+    "requirements_mandatory_not_an_array",
+    "FormatError: array of strings 'mandatory'",
+    put("config/requirements", {"mandatory": "x"}),
+)
+json_vector(
+    "requirements_mandatory_of_numbers",
+    "FormatError: array of strings 'mandatory'",
+    put("config/requirements", {"mandatory": [1]}),
+)
 
 
 # Re-encryption
@@ -418,9 +514,52 @@ json_vector("reencryption", "primary", reencrypting("online-reencrypt-v2"))
 json_vector("reencryption_of_the_first_version", "primary", reencrypting("online-reencrypt"))
 json_vector("reencryption_of_a_later_version", "primary", reencrypting("online-reencrypt-v99"))
 json_vector("reencryption_offline", "primary", reencrypting("offline-reencrypt", slots=0))
-json_vector("reencryption_without_keyslot", "FormatError: no keyslot of type", reencrypting("online-reencrypt-v2", slots=0))
-json_vector("reencryption_with_two_keyslots", "FormatError: 2 keyslots of type", reencrypting("online-reencrypt-v2", slots=2))
+json_vector(
+    "reencryption_without_keyslot", "FormatError: no keyslot of type", reencrypting("online-reencrypt-v2", slots=0)
+)
+json_vector(
+    "reencryption_with_two_keyslots", "FormatError: 2 keyslots of type", reencrypting("online-reencrypt-v2", slots=2)
+)
 json_vector("reencryption_without_requirement", "FormatError: without the requirement", reencrypting())
-json_vector("reencryption_with_two_requirements", "FormatError: more than one", reencrypting("online-reencrypt-v2", "online-reencrypt-v3"))
+json_vector(
+    "reencryption_with_two_requirements",
+    "FormatError: more than one",
+    reencrypting("online-reencrypt-v2", "online-reencrypt-v3"),
+)
 json_vector("reencryption_without_mode", "FormatError: string 'mode'", reencrypting("online-reencrypt-v2", mode=""))
-json_vector("reencryption_without_direction", "FormatError: string 'direction'", reencrypting("online-reencrypt-v2", direction=""))
+json_vector(
+    "reencryption_without_direction",
+    "FormatError: string 'direction'",
+    reencrypting("online-reencrypt-v2", direction=""),
+)
+json_vector("reencryption_in_an_unknown_mode", "FormatError: mode 'x'", reencrypting("online-reencrypt-v2", mode="x"))
+json_vector(
+    "reencryption_in_an_unknown_direction",
+    "FormatError: direction 'x'",
+    reencrypting("online-reencrypt-v2", direction="x"),
+)
+json_vector(
+    "reencryption_with_a_key", "FormatError: key_size is not 1", reencrypting("online-reencrypt-v2", key_size=2)
+)
+json_vector(
+    "reencryption_without_backup_segment",
+    "FormatError: a backup segment",
+    both(reencrypting("online-reencrypt-v2"), put("segments/2/flags", ["backup-x"])),
+)
+json_vector(
+    "reencryption_to_something_else", "primary", both(reencrypting("online-reencrypt-v2"), put("segments/1/type", "x"))
+)
+json_vector(
+    "reencryption_from_something_else",
+    "FormatError: does not match the backup",
+    both(reencrypting("online-reencrypt-v2"), put("segments/1/type", "x"), put("segments/2/encryption", "x")),
+)
+json_vector(
+    "reencryption_of_what_does_not_match_its_end",
+    "FormatError: does not match the backup",
+    both(
+        reencrypting("online-reencrypt-v2"),
+        put(f"{S0}/flags", ["in-reencryption"]),
+        put("segments/1/encryption", "x"),
+    ),
+)

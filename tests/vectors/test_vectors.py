@@ -95,7 +95,9 @@ def test_our_verdict(vector: Vector, head: bytes):
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=NAMES)
-def test_libcryptsetup_agrees_or_is_laxer_where_we_say_so(vector: Vector, head: bytes, verdicts: dict[str, Dump | None]):
+def test_libcryptsetup_agrees_or_is_laxer_where_we_say_so(
+    vector: Vector, head: bytes, verdicts: dict[str, Dump | None]
+):
     ours, theirs = parsed(vector.build(head)), verdicts[vector.name]
     if isinstance(ours, LuksrotdError):
         assert (theirs is not None) == bool(vector.stricter), "deliberately stricter, or not?"
