@@ -80,7 +80,9 @@ def loaded(*arguments):
 def test_each_way_loads_only_what_it_needs():
     bus = loaded("list")
     assert "dbus_next" in bus
-    assert not [name for name in bus if name.startswith(("luksrotd.host", "luksrotd.service", "luksrotd.luks2", "rich"))]
+    assert not [
+        name for name in bus if name.startswith(("luksrotd.host", "luksrotd.service", "luksrotd.luks2", "rich"))
+    ]
     direct = loaded("--direct", "show", "/dev/null")
     assert "luksrotd.direct" in direct
     assert not [name for name in direct if name.startswith(("dbus_next", "rich", "luksrotd.cryptsetup"))]

@@ -69,9 +69,7 @@ def test_detached_header(tmp_path, secret):
     header = make_image(tmp_path / "header", detached=True)
     data = tmp_path / "header.data"
     before = data.read_bytes()
-    works(
-        "--direct", "enroll", data, "--header", header, "-d", secret(KEY), "--new-keyfile", secret(BACKUP), *CHEAP
-    )
+    works("--direct", "enroll", data, "--header", header, "-d", secret(KEY), "--new-keyfile", secret(BACKUP), *CHEAP)
     works("--direct", "rotate", data, "--header", header, "-d", secret(BACKUP), "--new-keyfile", secret(NEXT), *CHEAP)
     assert our_tokens(header)[0]["generation"] == 2
     assert cryptsetup_opens(header, NEXT)
