@@ -66,8 +66,12 @@ def terminal(*arguments, **streams):
 
     streams = {"stdin": slave, "stdout": slave, "stderr": slave, **streams}
     command = [*LUKSROTCTL, *map(str, arguments)]
-    process = subprocess.Popen(  # noqa: PLW1509 -- no threads here
-        command, preexec_fn=take_terminal, pass_fds=[slave], env=environment(TERM="xterm", COLUMNS="200"), **streams
+    process = subprocess.Popen(
+        command,
+        preexec_fn=take_terminal,  # noqa: PLW1509 -- no threads here
+        pass_fds=[slave],
+        env=environment(TERM="xterm", COLUMNS="200"),
+        **streams,
     )
     try:
         os.close(slave)
