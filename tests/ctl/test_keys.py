@@ -27,6 +27,17 @@ def test_generated_key_is_alone_on_standard_output(enrolled, secret):
     assert not cryptsetup_opens(enrolled, BACKUP)
 
 
+def test_generated_key_has_a_line_of_a_terminal_to_itself(enrolled, secret):
+    with terminal("--direct", "rotate", enrolled, "-d", secret(KEY), "--generate") as shown:
+        text, status = shown.end()
+    assert status == 0
+    key = GENERATED.search(text)
+    assert cryptsetup_opens(enrolled, key[0])
+    erased = text.rindex(b"\x1b[2K", 0, key.start())
+    assert re.sub(rb"\x1b\[[?0-9;]*[A-Za-z]", b"", text[erased : key.start()]).strip() == b""
+    assert text[key.end() :].startswith(b"\r\n")
+
+
 def test_generated_key_into_a_file(enrolled, secret, tmp_path):
     output = tmp_path / "new.key"
     arguments = ("-d", secret(KEY), "--generate", "--output", output)
