@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Typed calls of libcryptsetup (>= 2.4) on one header: errno in, ``luksrotd.errors`` out.
+
+libcryptsetup has process-wide state (log callback, token handlers) and gives no promise about threads, so only a
+single-threaded process may import this module.  Source: libcryptsetup.h; what the errno values mean was measured on
+2.6.1.  After any call that failed the context may hold changes that are not on the header: close it.
+"""
+
+import errno
+import json
+from types import TracebackType
+from typing import Any, Final, NoReturn, Self
+
+from luksrotd.cryptsetup._ffi import ffi, lib
+from luksrotd.cryptsetup.memory import SafeMemory
+from luksrotd.errors import (
+    EngineError,
+    InvalidRequest,
+    LuksrotdError,
+    MetadataFull,
+    NoFreeArea,
+    NoFreeKeyslot,
+    WrongCredential,
+)
+from luksrotd.luks2.areas import Extent, subtract
+from luksrotd.rotation.edits import Pbkdf
+
+ANY_KEYSLOT: Final[int] = lib.CRYPT_ANY_SLOT
+LUKS2: Final = b"LUKS2"
+#: LUKS2_KEYSLOTS_MAX and LUKS2_TOKENS_MAX (lib/luks2/luks2.h).
+MAX_KEYSLOTS: Final = 32
+MAX_TOKENS: Final = 32
+#: Keyslots that hold the volume key, not some other one.
+BOUND: Final[tuple[int, ...]] = (lib.CRYPT_SLOT_ACTIVE, lib.CRYPT_SLOT_ACTIVE_LAST)
+#: Stripes of the anti-forensic splitter, and what areas are rounded up to (lib/luks2/luks2_json_format.c).
+AF_STRIPES: Final = 4000
+AREA_ALIGNMENT: Final = 4096
+#: Of the last lines that libcryptsetup logged, in characters.
+MAX_LOG: Final = 300
+
+_log: list[str] = []
+
+
+@ffi.def_extern()  # type: ignore[untyped-decorator]  # cffi has no types
+def luksrotd_log(level: int, message: Any, user: Any) -> None:  # noqa: ANN401 - cffi pointers have no static type
+    """Keep libcryptsetup's error lines, which go to stderr by default, for the message of the error to come."""
+    if level == lib.CRYPT_LOG_ERROR:
+        _log.append(ffi.string(message, MAX_LOG).decode("ascii", "replace"))
+
+
+lib.crypt_set_debug_level(lib.CRYPT_DEBUG_NONE)
+lib.crypt_set_log_callback(ffi.NULL, lib.luksrotd_log, ffi.NULL)
+# Before anything else: reading a token of type X would dlopen libcryptsetup-token-X.so, a name that the header chooses.
+lib.crypt_token_external_disable()
+
+
+class Context:
+    """A ``crypt_device`` with the LUKS2 header at ``path`` loaded; a bad copy of a writable header has been repaired.
+
+    Raises ``EngineError`` when there is no LUKS2 header that libcryptsetup accepts.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._cd: Any = ffi.NULL
+        holder = ffi.new("struct crypt_device **")
+        _begin()
+        _check(lib.crypt_init(holder, path.encode()), "open the header")
+        self._cd = holder[0]
+        try:
+            _check(lib.crypt_load(self._cd, LUKS2, ffi.NULL), "load the header")
+        except EngineError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Release the context and its descriptors; idempotent."""
+        cd, self._cd = self._cd, ffi.NULL
+        if cd:
+            lib.crypt_free(cd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- looking ---------------------------------------------------------------------------------------------------
+
+    def metadata(self) -> dict[str, Any]:
+        """The JSON metadata as libcryptsetup has it in memory (crypt_dump_json)."""
+        holder = ffi.new("const char **")
+        _begin()
+        _check(lib.crypt_dump_json(self._cd, holder, 0), "read the metadata")
+        parsed = json.loads(ffi.string(holder[0]))
+        if not isinstance(parsed, dict):
+            raise EngineError("cannot read the metadata: it is not an object")
+        return parsed
+
+    def keyslot_free(self, keyslot: int) -> bool:
+        """Whether that number can take a new keyslot (crypt_keyslot_status)."""
+        return self._status(keyslot) == lib.CRYPT_SLOT_INACTIVE
+
+    def keyslot_area(self, keyslot: int) -> Extent:
+        """Where the binary area of that keyslot is (crypt_keyslot_area)."""
+        offset, length = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        _begin()
+        _check(lib.crypt_keyslot_area(self._cd, keyslot, offset, length), f"find the area of keyslot {keyslot}")
+        return Extent(offset[0], length[0])
+
+    def token(self, token: int) -> Any:  # noqa: ANN401 - any JSON
+        """The JSON of that token."""
+        holder = ffi.new("const char **")
+        _begin()
+        _check(lib.crypt_token_json_get(self._cd, token, holder), f"read token {token}")
+        return json.loads(ffi.string(holder[0]))
+
+    # -- secrets ---------------------------------------------------------------------------------------------------
+
+    def volume_key(self, passphrase: SafeMemory, keyslot: int = ANY_KEYSLOT) -> tuple[int, SafeMemory]:
+        """The keyslot that ``passphrase`` opens, and the volume key.  Raises ``WrongCredential``.
+
+        A keyslot that is named can be an unbound one, whose key libcryptsetup would hand out: that is wrong, too.
+        """
+        if keyslot != ANY_KEYSLOT and self._status(keyslot) not in BOUND:
+            raise WrongCredential(f"cannot unlock the volume: no keyslot {keyslot} holds its key")
+        key = SafeMemory(max(lib.crypt_get_volume_key_size(self._cd), 1))
+        try:
+            size = ffi.new("size_t *", key.size)
+            _begin()
+            result = lib.crypt_volume_key_get(self._cd, keyslot, key.address, size, passphrase.address, passphrase.size)
+            if result in (-errno.EPERM, -errno.ENOENT):
+                raise WrongCredential(_refusal(keyslot))
+            opened = _check(result, "unlock the volume key")
+        except LuksrotdError:
+            key.close()
+            raise
+        return opened, key
+
+    def opens(self, passphrase: SafeMemory, keyslot: int) -> bool:
+        """Whether ``passphrase`` opens the volume by that keyslot (crypt_activate_by_passphrase without a name)."""
+        if keyslot < 0:
+            raise InvalidRequest(f"cannot try keyslot {keyslot}: out of range")
+        _begin()
+        result = lib.crypt_activate_by_passphrase(self._cd, ffi.NULL, keyslot, passphrase.address, passphrase.size, 0)
+        if result in (-errno.EPERM, -errno.ENOENT):
+            return False
+        return _check(result, f"try keyslot {keyslot}") == keyslot
+
+    # -- changing --------------------------------------------------------------------------------------------------
+
+    def add_keyslot(self, keyslot: int, key: SafeMemory, passphrase: SafeMemory, pbkdf: Pbkdf) -> None:
+        """Add that keyslot for the volume key.
+
+        Raises ``NoFreeKeyslot``, ``NoFreeArea``, ``MetadataFull``, and ``InvalidRequest`` when the number is taken.
+        """
+        self._check_number(keyslot)
+        self._set_pbkdf(pbkdf)
+        # Asked beforehand: libcryptsetup 2.6.1 says EINVAL for this and for much else.
+        if not self._has_room(key.size):
+            raise NoFreeArea(f"cannot add keyslot {keyslot}: the keyslots area has no room")
+        _begin()
+        result = lib.crypt_keyslot_add_by_volume_key(
+            self._cd, keyslot, key.address, key.size, passphrase.address, passphrase.size
+        )
+        if result == -errno.ENOSPC:
+            raise MetadataFull(f"cannot add keyslot {keyslot}: the metadata area is full")
+        _check(result, f"add keyslot {keyslot}")
+
+    def destroy_keyslot(self, keyslot: int) -> None:
+        """Overwrite the area of that keyslot and remove it, from the tokens that name it, too."""
+        _begin()
+        _check(lib.crypt_keyslot_destroy(self._cd, keyslot), f"destroy keyslot {keyslot}")
+
+    def set_token(self, token: int, body: object) -> None:
+        """Write that token, new or not.
+
+        Raises ``MetadataFull``, and ``InvalidRequest`` for what libcryptsetup refuses (no type, no such keyslot, deeper
+        than json-c's 32 levels) or would store as something else (json-c clamps integers beyond 64 bits and cuts names
+        at a NUL).
+        """
+        _check_token(token)
+        try:
+            text = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidRequest(f"cannot write token {token}: it is not JSON") from error
+        _begin()
+        result = lib.crypt_token_json_set(self._cd, token, text)
+        if result == -errno.ENOSPC:
+            raise MetadataFull(f"cannot write token {token}: the metadata area is full")
+        if result == -errno.EINVAL:
+            raise InvalidRequest(f"cannot write token {token}: libcryptsetup refuses its content{_logged()}")
+        _check(result, f"write token {token}")
+        if self.token(token) != body:
+            raise InvalidRequest(f"cannot write token {token}: libcryptsetup does not keep its values")
+
+    def remove_token(self, token: int) -> None:
+        """Remove that token; it need not exist."""
+        _check_token(token)
+        _begin()
+        _check(lib.crypt_token_json_set(self._cd, token, ffi.NULL), f"remove token {token}")
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _status(self, keyslot: int) -> int:
+        return int(lib.crypt_keyslot_status(self._cd, keyslot))
+
+    def _check_number(self, keyslot: int) -> None:
+        if self.keyslot_free(keyslot):
+            return
+        if not any(self.keyslot_free(number) for number in range(MAX_KEYSLOTS)):
+            raise NoFreeKeyslot(f"cannot add keyslot {keyslot}: all {MAX_KEYSLOTS} are taken")
+        raise InvalidRequest(f"cannot add keyslot {keyslot}: the number is taken or out of range")
+
+    def _has_room(self, key_size: int) -> bool:
+        """Whether LUKS2_find_area_gap will find one: first fit among all areas, also those of unknown types."""
+        metadata = self.metadata()
+        # Both copies come first: twice the JSON area and its 4096 bytes of binary header.
+        start = 2 * (int(metadata["config"]["json_size"]) + 4096)
+        space = Extent(start, int(metadata["config"]["keyslots_size"]))
+        areas = [keyslot["area"] for keyslot in metadata["keyslots"].values()]
+        taken = [Extent(int(area["offset"]), int(area["size"])) for area in areas]
+        needed = -(-key_size * AF_STRIPES // AREA_ALIGNMENT) * AREA_ALIGNMENT
+        return any(gap.size >= needed for gap in subtract(space, taken))
+
+    def _set_pbkdf(self, pbkdf: Pbkdf) -> None:
+        default = lib.crypt_get_pbkdf_type_params(pbkdf.type.encode())
+        if not default:
+            raise InvalidRequest(f"cannot use key derivation {pbkdf.type}: libcryptsetup does not know it")
+        kind = ffi.new("char[]", pbkdf.type.encode())
+        digest = ffi.new("char[]", pbkdf.hash.encode()) if pbkdf.hash is not None else default.hash
+        wanted = ffi.new("struct crypt_pbkdf_type *", default[0])
+        wanted.type, wanted.hash = kind, digest
+        if pbkdf.memory_kib is not None:
+            wanted.max_memory_kb = pbkdf.memory_kib
+        if pbkdf.parallel is not None:
+            wanted.parallel_threads = pbkdf.parallel
+        if pbkdf.iterations is not None:
+            wanted.iterations, wanted.time_ms = pbkdf.iterations, 0
+            wanted.flags |= lib.CRYPT_PBKDF_NO_BENCHMARK
+        _begin()
+        result = lib.crypt_set_pbkdf_type(self._cd, wanted)
+        if result == -errno.EINVAL:
+            raise InvalidRequest(f"cannot use key derivation {pbkdf.type}: libcryptsetup refuses it{_logged()}")
+        _check(result, "set the key derivation")
+
+
+def _check_token(token: int) -> None:
+    # Negative numbers mean "any" to libcryptsetup, and "any" is the planner's to decide.
+    if not 0 <= token < MAX_TOKENS:
+        raise InvalidRequest(f"cannot change token {token}: the number is out of range")
+
+
+def _begin() -> None:
+    _log.clear()
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        _fail(result, what)
+    return result
+
+
+def _fail(result: int, what: str) -> NoReturn:
+    name = errno.errorcode.get(-result, str(result))
+    raise EngineError(f"cannot {what}: {name}{_logged()}")
+
+
+def _logged() -> str:
+    """What libcryptsetup said about it, for people; never to decide by."""
+    text = "; ".join(line.strip().rstrip(".") for line in _log)[:MAX_LOG]
+    return f" ({''.join(c if c.isprintable() else '?' for c in text)})" if text else ""
+
+
+def _refusal(keyslot: int) -> str:
+    if keyslot == ANY_KEYSLOT:
+        return "cannot unlock the volume: the credential opens no keyslot"
+    return f"cannot unlock the volume: the credential does not open keyslot {keyslot}"

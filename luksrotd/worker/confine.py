@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How the worker gives up what it was started with.
+
+Not limited: RLIMIT_NPROC (it counts per user, threads included, and Argon2 needs threads) and memory (the daemon admits
+jobs by memory; ``oom_score_adj`` makes the kernel choose the worker when that was wrong).
+
+``/proc/self/fd/N``, by which libcryptsetup opens the shadow, stays usable with PR_SET_DUMPABLE 0, although its entries
+then belong to root: for a process's own descriptors proc(5) asks nothing, and a memfd's mode lets every user in.
+"""
+
+import os
+import pwd
+import resource
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from luksrotd import names
+from luksrotd.cryptsetup import linux
+from luksrotd.errors import EngineError
+
+#: Where neither user exists (an initramfs): the kernel's overflow uid and gid, what ``nobody`` is everywhere else.
+OVERFLOW_ID: Final = 65534
+#: Descriptors that may be open at once; libcryptsetup needs about five.
+MAX_FILES: Final = 64
+HIGHEST_FD: Final = 2**31 - 1
+
+
+def confine(parent: int) -> None:
+    """Drop root (for ``names.WORKER_USER``) and all that can be done without; raises ``EngineError`` where it fails.
+
+    ``parent`` is the process that the worker must not outlive.
+    """
+    try:
+        # While /proc/self still belongs to this user: with the credentials or the dumpable flag it goes to root.
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+        os.chdir("/")
+        os.umask(0o077)
+        if os.geteuid() == 0:
+            user, group = _unprivileged()
+            linux.leave_namespaces()  # best effort: a sandbox may forbid it, and then has done it itself
+            os.setgroups([])
+            os.setresgid(group, group, group)
+            os.setresuid(user, user, user)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES, MAX_FILES))
+        linux.forbid_new_privileges()
+        linux.forbid_dumping()
+        linux.die_with_parent()
+    except OSError as error:
+        raise EngineError(f"cannot confine the worker: {error.strerror}") from error
+    if os.getppid() != parent:
+        # It died before die_with_parent() could take effect.
+        raise EngineError("cannot work: the parent has gone")
+
+
+def keep_only(fds: Iterable[int]) -> None:
+    """Close every descriptor but the standard ones and ``fds``."""
+    last = 2
+    for fd in sorted(fd for fd in set(fds) if fd > last):
+        os.closerange(last + 1, fd)
+        last = fd
+    os.closerange(last + 1, HIGHEST_FD)
+
+
+def limit_writes(size: int) -> None:
+    """Let no file grow beyond ``size`` bytes: the shadow may be filled, the machine's memory not."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def _unprivileged() -> tuple[int, int]:
+    for name in (names.WORKER_USER, names.WORKER_FALLBACK_USER):
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        if entry.pw_uid != 0 and entry.pw_gid != 0:
+            return entry.pw_uid, entry.pw_gid
+    return OVERFLOW_ID, OVERFLOW_ID

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The operations of a worker on its shadow."""
+
+import os
+import stat
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, assert_never
+
+from luksrotd.cryptsetup.api import ANY_KEYSLOT, Context
+from luksrotd.cryptsetup.memory import SafeMemory
+from luksrotd.errors import InvalidRequest, SecretRejected
+from luksrotd.rotation.edits import UNLOCK, AddKeyslot, DestroyKeyslot, Edit, RemoveToken, SetToken, from_wire
+from luksrotd.rotation.fingerprint import fingerprint
+from luksrotd.worker import confine
+from luksrotd.worker.secret import generate_into, read_secret
+
+
+class Session:
+    """One shadow, its secrets, and after ``unlock`` its volume key.  After an error only ``close`` is allowed."""
+
+    def __init__(self, control: int) -> None:
+        self._control = control
+        self._path = ""
+        self._secrets: dict[str, SafeMemory] = {}
+        self._context: Context | None = None
+        self._key: SafeMemory | None = None
+        self._operations: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+            "load": self._load,
+            "unlock": self._unlock,
+            "apply": self._apply,
+            "opens": self._opens,
+        }
+
+    def handle(self, request: Mapping[str, Any]) -> Any:  # noqa: ANN401 - any JSON
+        """The result of one request (``luksrotd.rotation.wire``); raises what ``ports.EngineSession`` says."""
+        if not self._path:
+            return self._start(request)
+        operation = self._operations.get(str(request.get("op")))
+        if operation is None:
+            raise InvalidRequest("cannot work: unknown operation")
+        return operation(request)
+
+    def close(self) -> None:
+        """Wipe every secret."""
+        if self._context is not None:
+            self._context.close()
+        for memory in (*self._secrets.values(), self._key):
+            if memory is not None:
+                memory.close()
+
+    def _start(self, request: Mapping[str, Any]) -> None:
+        if request.get("op") != "start":
+            raise InvalidRequest("cannot work: the first request must be start")
+        shadow, sources = int(request["shadow"]), dict(request["secrets"])
+        sources_fds = {int(source.get("fd", source.get("generate"))) for source in sources.values()}
+        confine.keep_only({self._control, shadow, *sources_fds})
+        status = os.fstat(shadow)
+        if not stat.S_ISREG(status.st_mode):
+            raise InvalidRequest("cannot work: the shadow is not a file")
+        confine.limit_writes(status.st_size)
+        deadline = time.monotonic() + float(request["secret_seconds"])
+        for name, source in sources.items():
+            self._secrets[name] = _secret(name, source, deadline)
+        for fd in sources_fds:
+            os.close(fd)
+        self._path = f"/proc/self/fd/{shadow}"
+
+    def _load(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        return self._fresh().metadata()
+
+    def _unlock(self, request: Mapping[str, Any]) -> int:
+        keyslot = ANY_KEYSLOT if request["keyslot"] is None else int(request["keyslot"])
+        opened, key = self._loaded().volume_key(self._secret(UNLOCK), keyslot)
+        if self._key is not None:
+            self._key.close()
+        self._key = key
+        return opened
+
+    def _apply(self, request: Mapping[str, Any]) -> None:
+        for edit in [from_wire(wire) for wire in request["edits"]]:
+            self._edit(self._loaded(), edit)
+
+    def _opens(self, request: Mapping[str, Any]) -> bool:
+        # A context of its own: the answer must come from what is on the shadow, not from what one believes to be there.
+        with Context(self._path) as context:
+            return context.opens(self._secret(str(request["secret"])), int(request["keyslot"]))
+
+    def _edit(self, context: Context, edit: Edit) -> None:
+        match edit:
+            case AddKeyslot(keyslot, secret, pbkdf):
+                if self._key is None:
+                    raise InvalidRequest(f"cannot add keyslot {keyslot}: the volume key is not unlocked")
+                context.add_keyslot(keyslot, self._key, self._secret(secret), pbkdf)
+            case SetToken(token, body, fingerprint_of):
+                context.set_token(token, {**body, **_seen(context, token, fingerprint_of)})
+            case RemoveToken(token):
+                context.remove_token(token)
+            case DestroyKeyslot(keyslot):
+                context.destroy_keyslot(keyslot)
+            case _ as unreachable:  # pragma: no cover - mypy proves it
+                assert_never(unreachable)
+
+    def _fresh(self) -> Context:
+        if self._context is not None:
+            self._context.close()
+        self._context = Context(self._path)
+        return self._context
+
+    def _loaded(self) -> Context:
+        return self._context if self._context is not None else self._fresh()
+
+    def _secret(self, name: str) -> SafeMemory:
+        if name not in self._secrets:
+            raise InvalidRequest(f"cannot find a secret named {name!r}")
+        return self._secrets[name]
+
+
+def _secret(name: str, source: Mapping[str, Any], deadline: float) -> SafeMemory:
+    if "generate" in source:
+        return generate_into(int(source["generate"]))
+    try:
+        return read_secret(int(source["fd"]), int(source["limit"]), deadline)
+    except SecretRejected as error:
+        raise SecretRejected(f"cannot use the secret {name!r}: {error.message}") from error
+
+
+def _seen(context: Context, token: int, keyslot: int | None) -> dict[str, str]:
+    if keyslot is None:
+        return {}
+    keyslots = context.metadata()["keyslots"]
+    if str(keyslot) not in keyslots:
+        raise InvalidRequest(f"cannot write token {token}: there is no keyslot {keyslot}")
+    return {"fingerprint": fingerprint(keyslots[str(keyslot)])}

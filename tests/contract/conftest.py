@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Real things to hold the ports against: loop devices, LUKS2 images, other processes that hold locks.
+
+Everything that is started or attached here is ended and detached here, by its own number.
+"""
+
+import ctypes
+import fcntl
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+PASSPHRASE = b"contract"
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+
+
+def die_with_parent():
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def run(*command, data=b""):
+    done = subprocess.run(command, input=data, capture_output=True, check=False, preexec_fn=die_with_parent)
+    assert done.returncode == 0, (command, done.stderr)
+    return done.stdout.decode().strip()
+
+
+@contextmanager
+def loop_device(image, sector_size=512, options=()):
+    node = run("losetup", "--find", "--show", "--sector-size", str(sector_size), *options, str(image))
+    try:
+        yield node
+    finally:
+        subprocess.run(["losetup", "--detach", node], check=False, capture_output=True)
+
+
+@contextmanager
+def mounted(kind, where, options):
+    where.mkdir()
+    run("mount", "-t", kind, "-o", options, "contract", str(where))
+    try:
+        yield where
+    finally:
+        run("umount", str(where))
+
+
+@contextmanager
+def child(*command, **streams):
+    """A child process that does not outlive the block."""
+    process = subprocess.Popen(command, preexec_fn=die_with_parent, **streams)  # noqa: PLW1509 -- no threads here
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream:
+                stream.close()
+
+
+_HOLD = """
+import fcntl, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR | (os.O_CREAT if sys.argv[3] == "create" else 0), 0o600)
+fcntl.flock(fd, int(sys.argv[2]))
+os.write(1, b"held")
+os.read(0, 1)
+"""
+
+
+@contextmanager
+def flocked(path, operation=fcntl.LOCK_EX, *, create=False):
+    """Another process holds flock(2) on ``path``; yields a function that makes it let go."""
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    arguments = (str(path), str(int(operation)), "create" if create else "")
+    with child(sys.executable, "-c", _HOLD, *arguments, **streams) as process:
+        assert process.stdout.read(4) == b"held"
+
+        def release():
+            process.stdin.close()
+            process.wait()
+
+        yield release
+
+
+@pytest.fixture
+def luks2_image(tmp_path):
+    """A LUKS2 image with the default geometry and a keyslot that costs nothing to open."""
+    image = tmp_path / "luks2.img"
+    with image.open("wb") as file:
+        file.truncate(20 * 1024 * 1024)
+    format_luks2(image)
+    return image
+
+
+def format_luks2(path):
+    cheap = ("--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000")
+    run("cryptsetup", "luksFormat", "--batch-mode", "--type", "luks2", *cheap, str(path), "-", data=PASSPHRASE)
+
+
+def open_descriptors():
+    """What each of our descriptors leads to."""
+    links = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the one that iterdir() itself used
+            links[int(entry.name)] = str(entry.readlink())
+    return links
+
+
+@pytest.fixture
+def no_leaked_descriptors():
+    before = open_descriptors()
+    yield
+    assert open_descriptors() == before
