@@ -22,6 +22,7 @@ from luksrotd.rotation.protocol import CommitPlan, Phase
 from luksrotd.rotation.view import DeviceView, view
 from luksrotd.service import commit
 from luksrotd.service.progress import Progress, Stage, ignore
+from luksrotd.service.threads import in_thread
 
 #: How often a transaction starts again because another tool was faster.
 ATTEMPTS = 8
@@ -73,7 +74,7 @@ class Transactor:
     @asynccontextmanager
     async def opened(self, ref: DeviceRef) -> AsyncIterator[HeaderDevice]:
         """The header device, open for reading."""
-        device = await asyncio.to_thread(self._host.devices.open, ref)
+        device = await _open(self._host, ref, writable=False)
         try:
             yield device
         finally:
@@ -126,6 +127,7 @@ class Transactor:
                 await self._commit(ref, device, plan, ignore)
             except Conflict:
                 continue
+            _heed_cancellation()
         raise Conflict("cannot reconcile: other tools keep changing the header")
 
     async def _finish_crashed(self, ref: DeviceRef, device: HeaderDevice) -> None:
@@ -217,13 +219,13 @@ class Transactor:
 
     async def _snapshot(self, device: HeaderDevice, areas: Callable[[DeviceView], tuple[Extent, ...]]) -> Snapshot:
         async with self._host.locks.metadata(device, exclusive=False):
-            return await asyncio.to_thread(_read_snapshot, device, areas)
+            return await in_thread(lambda: _read_snapshot(device, areas))
 
     async def _commit(self, ref: DeviceRef, device: HeaderDevice, plan: CommitPlan, progress: Progress) -> None:
         progress(Stage.WAITING_FOR_LOCK)
         async with AsyncExitStack() as stack:
             # The writable descriptor is closed last: udev probes the device then, and must find it unlocked.
-            writable = await asyncio.to_thread(self._host.devices.open, ref, writable=True)
+            writable = await _open(self._host, ref, writable=True)
             stack.callback(writable.close)
             if writable.identity != device.identity:
                 raise DeviceError(f"cannot write {ref.metadata_path}: it is another device than before")
@@ -240,6 +242,17 @@ def unlocking_areas(seen: DeviceView) -> tuple[Extent, ...]:
 def _read_snapshot(device: HeaderDevice, areas: Callable[[DeviceView], tuple[Extent, ...]]) -> Snapshot:
     seen = view(read_pair(device.read, device.size))
     return Snapshot(seen, {area: device.read(area.offset, area.size) for area in areas(seen)})
+
+
+def _heed_cancellation() -> None:
+    """A commit that has begun is finished, but it is not what was asked for: a cancel meanwhile counts now."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+async def _open(host: Host, ref: DeviceRef, *, writable: bool) -> HeaderDevice:
+    return await in_thread(lambda: host.devices.open(ref, writable=writable), undo=lambda device: device.close())
 
 
 def _fill(shadow: Shadow, snapshot: Snapshot) -> None:
