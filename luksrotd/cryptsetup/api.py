@@ -100,7 +100,7 @@ class Context:
 
     def keyslot_free(self, keyslot: int) -> bool:
         """Whether that number can take a new keyslot (crypt_keyslot_status)."""
-        return self._status(keyslot) == lib.CRYPT_SLOT_INACTIVE
+        return bool(self._status(keyslot) == lib.CRYPT_SLOT_INACTIVE)
 
     def keyslot_area(self, keyslot: int) -> Extent:
         """Where the binary area of that keyslot is (crypt_keyslot_area)."""

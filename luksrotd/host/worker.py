@@ -58,20 +58,23 @@ class WorkerEngine:
         The descriptors stay the caller's and must stay open until this has been entered.  Leaving kills the worker and
         everything in its process group, and returns when it has been reaped, also when cancelled meanwhile.
         """
-        with _plumbing() as (ours, theirs, stderr):
-            with theirs, _duplicates([theirs.fileno(), shadow.fd, *(s.fd for s in secrets.values())]) as fds:
-                process = await self._spawn(fds, stderr)
-            worker = WorkerSession(process, ours, stderr, self.deadlines)
+        with contextlib.ExitStack() as ours_only, contextlib.ExitStack() as until_spawned:
+            copies = until_spawned.enter_context(_duplicates([shadow.fd, *(s.fd for s in secrets.values())]))
+            ours, theirs, stderr = ours_only.enter_context(_plumbing())
+            process = await self._spawn(theirs, copies, stderr)
             try:
-                await worker.start(fds[1], dict(zip(secrets, fds[2:], strict=True)), secrets)
+                until_spawned.close()
+                theirs.close()
+                worker = WorkerSession(process, ours, stderr, self.deadlines)
+                await worker.start(copies[0], dict(zip(secrets, copies[1:], strict=True)), secrets)
                 yield worker
             finally:
                 await _finish(process)
 
-    async def _spawn(self, fds: Sequence[int], stderr: int) -> Process:
+    async def _spawn(self, control: socket.socket, fds: Sequence[int], stderr: int) -> Process:
         # PYTHONPATH: for a source tree.  Nothing else of the environment concerns a worker.
         environment = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
-        arguments = ("-P", "-s", "-B", "-m", "luksrotd.worker", str(fds[0]), str(os.getpid()))
+        arguments = ("-P", "-s", "-B", "-m", "luksrotd.worker", str(control.fileno()), str(os.getpid()))
         try:
             return await asyncio.create_subprocess_exec(
                 self.python,
@@ -79,7 +82,7 @@ class WorkerEngine:
                 stdin=DEVNULL,
                 stdout=DEVNULL,
                 stderr=stderr,
-                pass_fds=fds,
+                pass_fds=(control.fileno(), *fds),
                 env=environment,
                 start_new_session=True,
             )
@@ -226,13 +229,16 @@ def _duplicates(fds: Sequence[int]) -> Iterator[list[int]]:
     """Copies above the standard descriptors, which the child replaces (a caller's secret may be its stdin)."""
     with contextlib.ExitStack() as stack:
         copies = []
-        for fd in fds:
-            try:
+        try:
+            # Before the first copy: a number that is not open must not come to mean one of ours.
+            for fd in fds:
+                fcntl.fcntl(fd, fcntl.F_GETFD)
+            for fd in fds:
                 copies.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
-            except OSError as error:
-                kind = SecretRejected if error.errno == errno.EBADF else EngineError
-                raise kind(f"cannot pass on descriptor {fd}: {error.strerror}") from error
-            stack.callback(os.close, copies[-1])
+                stack.callback(os.close, copies[-1])
+        except OSError as error:
+            kind = SecretRejected if error.errno == errno.EBADF else EngineError
+            raise kind(f"cannot pass on a descriptor: {error.strerror}") from error
         yield copies
 
 

@@ -6,9 +6,11 @@ Everything that is started or attached here is ended and detached here, by its o
 
 import ctypes
 import fcntl
+import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,7 +18,9 @@ import pytest
 
 PASSPHRASE = b"contract"
 _PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
+_CLONE_NEWNS = 0x00020000
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def die_with_parent():
@@ -115,3 +119,42 @@ def no_leaked_descriptors():
     before = open_descriptors()
     yield
     assert open_descriptors() == before
+
+
+@pytest.fixture
+def private_run():
+    """A /run of our own, empty, in mount and network namespaces of our own, until the test ends.
+
+    The network namespace keeps out what other udev daemons on the machine broadcast, and ours in.
+    """
+    directory = Path.cwd()
+    kinds = {"mnt": _CLONE_NEWNS, "net": _CLONE_NEWNET}
+    outside = {kind: os.open(f"/proc/self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in kinds}
+    _check(_libc.unshare(_CLONE_NEWNS | _CLONE_NEWNET))
+    try:
+        run("mount", "--make-rprivate", "/")
+        run("mount", "-t", "tmpfs", "-o", "mode=755", "contract", "/run")
+        yield Path("/run")
+    finally:
+        for kind, fd in outside.items():
+            _check(_libc.setns(fd, kinds[kind]))
+            os.close(fd)
+        os.chdir(directory)
+
+
+def _check(result):
+    if result:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+@pytest.fixture
+def udevd(private_run):
+    """A systemd-udevd of our own; pyudev sees only what this one says."""
+    log = private_run / "udevd.log"
+    with log.open("wb") as output, child("/lib/systemd/systemd-udevd", stdout=output, stderr=output) as process:
+        while not (private_run / "udev" / "control").exists():
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.002)
+        yield process
+        process.terminate()
+        process.wait()

@@ -161,7 +161,15 @@ async def test_unknown_hash_is_the_callers_fault(shadow):
             await session.apply([add(1, Pbkdf("pbkdf2", hash="nonsense", iterations=1000))])
 
 
-@pytest.mark.parametrize("options", [{"key_size": 256, "keyslots_size": 1024 * 1024}, {"metadata_size": 65536}, {"sector_size": 4096}, {"detached": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"key_size": 256, "keyslots_size": 1024 * 1024},
+        {"metadata_size": 65536},
+        {"sector_size": 4096},
+        {"detached": True},
+    ],
+)
 async def test_every_layout(tmp_path, options):
     image = make_image(tmp_path / "layout", **options)
     shadow = shadow_of(image)
@@ -333,7 +341,11 @@ async def test_tokens_that_cannot_be_stored_as_they_are(shadow, body):
 
 
 async def test_json_values_survive(shadow):
-    body = {"type": "x", "keyslots": ["0"], "data": ["a\0b", "é\u2028", 2**63, -(2**63), 0.1 + 0.2, True, None, {"": ""}]}
+    body = {
+        "type": "x",
+        "keyslots": ["0"],
+        "data": ["a\0b", "é\u2028", 2**63, -(2**63), 0.1 + 0.2, True, None, {"": ""}],
+    }
     async with worker(shadow) as session:
         await session.apply([SetToken(1, body)])
         assert (await session.load())["tokens"]["1"] == body

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who calls, and when they vanish.
+
+dbus-next shows a method neither the sender nor the flags of its message.  ``Bus`` keeps the message being answered in
+``current_message``, a context variable, so every task sees its own.
+"""
+
+import asyncio
+import logging
+from contextvars import ContextVar
+from typing import Final, Protocol
+
+from dbus_next.constants import MessageFlag, MessageType
+from dbus_next.errors import DBusError
+from dbus_next.message import Message
+
+from luksrotd.ports import Caller
+
+log = logging.getLogger(__name__)
+
+DAEMON: Final = "org.freedesktop.DBus"
+DAEMON_PATH: Final = "/org/freedesktop/DBus"
+# Every unique name that goes, rather than a rule for each caller: no round trip, no limit on rules, no race.
+VANISHED_RULE: Final = (
+    "type='signal',sender='org.freedesktop.DBus',path='/org/freedesktop/DBus',"
+    "interface='org.freedesktop.DBus',member='NameOwnerChanged',arg2=''"
+)
+
+current_message: ContextVar[Message] = ContextVar("current_message")
+"""The method call that the current task answers."""
+
+
+class CallerVanished(Exception):
+    """The caller left the bus: there is nobody to do anything for, or to reply to."""
+
+
+class Connection(Protocol):
+    """What is needed of ``Bus``."""
+
+    async def ask(self, member: str, signature: str = "", body: list[object] | None = None) -> list[object]:
+        """Call the bus daemon."""
+
+    def add_message_handler(self, handler: object) -> None:
+        """See every incoming message."""
+
+
+class Callers:
+    """Identifies callers by the bus daemon, once each, and knows which of them are still there."""
+
+    def __init__(self, bus: Connection) -> None:
+        self._bus = bus
+        self._known: dict[str, _Known] = {}
+
+    async def watch(self) -> None:
+        """Subscribe; to be awaited before the first call is answered."""
+        self._bus.add_message_handler(self._on_message)
+        await self._bus.ask("AddMatch", "s", [VANISHED_RULE])
+
+    async def current(self) -> Caller:
+        """The sender of the message that this task answers; raises ``CallerVanished``."""
+        message = current_message.get()
+        name = message.sender
+        known = self._known.setdefault(name, _Known())  # before asking, so that a vanishing in between is seen
+        if known.uid is None:
+            try:
+                reply = await self._bus.ask("GetConnectionCredentials", "s", [name])
+                known.uid = reply[0]["UnixUserID"].value  # type: ignore[index] # always (a{sv})
+            except (DBusError, KeyError) as error:
+                self._forget(name)
+                raise CallerVanished(name) from error
+        if known.gone.is_set():
+            raise CallerVanished(name)
+        interactive = bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION)
+        return Caller(name=name, uid=known.uid, interactive=interactive)
+
+    async def gone(self, unique_name: str) -> None:
+        """Wait until that caller vanishes; at once for one that was never identified."""
+        known = self._known.get(unique_name)
+        if known is not None:
+            await known.gone.wait()
+
+    def is_known(self, unique_name: str) -> bool:
+        """Whether the caller was identified and is still there."""
+        return unique_name in self._known
+
+    def _on_message(self, message: Message) -> bool:
+        if (
+            message.message_type is MessageType.SIGNAL
+            and message.sender == DAEMON
+            and message.member == "NameOwnerChanged"
+            and message.signature == "sss"
+            and message.body[2] == ""
+        ):
+            self._forget(message.body[0])
+        return False
+
+    def _forget(self, name: str) -> None:
+        known = self._known.pop(name, None)
+        if known is not None:
+            known.gone.set()
+
+
+class _Known:
+    def __init__(self) -> None:
+        self.uid: int | None = None
+        self.gone = asyncio.Event()

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The socket: what dbus-next's reader and writer get wrong, put right by subclassing.
+
+* A full socket buffer (EAGAIN) ended the connection: a burst of signals sufficed.  The writer waits instead.
+* Received descriptors were inheritable.
+* A message that dbus-next cannot parse ended the connection, and a long one stalled the event loop.  A bad or
+  oversized message is skipped alone; its frame is known good, because the bus daemon checked it.
+"""
+
+import array
+import asyncio
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final, Literal
+
+from dbus_next._private.unmarshaller import MarshallerStreamEndError, Unmarshaller
+from dbus_next.errors import InvalidMessageError
+from dbus_next.message import Message
+
+log = logging.getLogger(__name__)
+
+BODY_LIMIT: Final = 128 * 1024
+"""Longest body, in bytes, of a call or signal that is looked at (parsing is Python and blocks the loop)."""
+BATCH: Final = 32
+"""Messages read or written before other events of the loop get their turn."""
+FDS_LIMIT: Final = 253
+"""Descriptors taken from one recvmsg(2): SCM_MAX_FD; dbus-daemon allows 16 in a message."""
+CHUNK: Final = 1024 * 1024
+"""Bytes taken from one recvmsg(2), which allocates them beforehand, whatever arrives."""
+
+_CALL_OR_SIGNAL: Final = (1, 4)
+_LENGTHS: Final = slice(4, 16)
+_FIXED_HEADER: Final = 16
+
+
+class Incoming(Unmarshaller):
+    """Reads one message.  ``oversized`` when its body was skipped; descriptors are close-on-exec."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(None, sock)  # type: ignore[no-untyped-call] # of dbus-next
+        self.oversized = False
+        self._frame = 0
+
+    def receive(self) -> Message | None:
+        """The message, or None when the socket has no more for now.
+
+        Raises ``EOFError`` or ``OSError`` (the connection ended) and ``InvalidMessageError`` (this message is bad, but
+        was read to its end, so the next can be read).
+        """
+        try:
+            self._fill(_FIXED_HEADER)
+            self._frame = self._frame or self._measure()
+            self._fill(self._frame)
+        except MarshallerStreamEndError:
+            return None
+        if self.oversized:
+            self.buf[4:8] = bytes(4)  # the body's length: header fields only
+        try:
+            self._unmarshall()  # type: ignore[no-untyped-call] # of dbus-next
+        except Exception as error:  # a peer's bytes must not end the connection
+            self.close_fds()
+            raise InvalidMessageError(f"cannot parse a message: {type(error).__name__}") from error
+        message: Message | None = self.message
+        return message
+
+    def close_fds(self) -> None:
+        """Close the descriptors of a message that will not be delivered."""
+        for fd in self.unix_fds:
+            os.close(fd)
+        self.unix_fds.clear()
+
+    def read(self, n: int, prefetch: bool = False) -> int:
+        """Advance in the buffer, which holds the whole frame: nothing is ever read past its end."""
+        start: int = self.offset
+        if len(self.buf) - start < n:
+            raise InvalidMessageError("truncated")
+        if not prefetch:
+            self.offset += n
+        return start
+
+    def _fill(self, length: int) -> None:
+        while (missing := length - len(self.buf)) > 0:
+            try:
+                data, fds = _receive(self.sock, missing)
+            except BlockingIOError:
+                raise MarshallerStreamEndError from None
+            self.unix_fds.extend(fds)
+            if not data:
+                raise EOFError("the bus closed the connection")
+            self.buf.extend(data)
+
+    def _measure(self) -> int:
+        """Length of the whole message (D-Bus Specification, "Message Format")."""
+        order: Literal["little", "big"] = "little" if self.buf[0] == ord("l") else "big"
+        lengths = bytes(self.buf[_LENGTHS])
+        body, fields = (int.from_bytes(lengths[at : at + 4], order) for at in (0, 8))
+        self.oversized = self.buf[1] in _CALL_OR_SIGNAL and body > BODY_LIMIT
+        return _FIXED_HEADER + -(-fields // 8) * 8 + body
+
+
+def _receive(sock: socket.socket, length: int) -> tuple[bytes, list[int]]:
+    """recvmsg(2) with MSG_CMSG_CLOEXEC; ``socket.recv_fds`` of Python 3.11 ignores its flags."""
+    fds = array.array("i")
+    space = socket.CMSG_LEN(FDS_LIMIT * fds.itemsize)
+    data, ancillary, _flags, _address = sock.recvmsg(min(length, CHUNK), space, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, rights in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(rights[: len(rights) - len(rights) % fds.itemsize])
+    return data, fds.tolist()
+
+
+class Outgoing:
+    """Writes messages in order; ``write_callback`` and ``schedule_write`` are what dbus-next calls.
+
+    A descriptor to be sent must stay open until the future of its message is done.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        is_ready: Callable[[], bool],
+        on_error: Callable[[Exception], None],
+    ) -> None:
+        self._sock = sock
+        self._loop = loop
+        self._is_ready = is_ready
+        self._on_error = on_error
+        self._queue: deque[tuple[memoryview, Sequence[int], asyncio.Future[None] | None]] = deque()
+
+    def schedule_write(self, msg: Message | None = None, future: asyncio.Future[None] | None = None) -> None:
+        """Queue a message; raises whatever marshalling it raises.  Nothing is written before Hello was answered."""
+        if msg is not None:
+            data = memoryview(msg._marshall(negotiate_unix_fd=True))  # type: ignore[no-untyped-call] # of dbus-next
+            self._queue.append((data, tuple(msg.unix_fds or ()), future))
+        if self._queue and self._is_ready():
+            self._loop.add_writer(self._sock.fileno(), self.write_callback)
+
+    def write_callback(self) -> None:
+        """Write some messages; the loop calls again while the socket takes more."""
+        try:
+            for _ in range(BATCH):
+                if not self._queue:
+                    self._loop.remove_writer(self._sock.fileno())
+                    return
+                data, fds, future = self._queue[0]
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+                sent = self._sock.sendmsg([data], rights)
+                if sent < len(data):
+                    self._queue[0] = (data[sent:], (), future)
+                    return
+                self._queue.popleft()
+                if future is not None and not future.done():
+                    future.set_result(None)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._on_error(error)
+
+    def abandon(self, error: Exception) -> None:
+        """Fail all that was not written."""
+        while self._queue:
+            _data, _fds, future = self._queue.popleft()
+            if future is not None and not future.done():
+                future.set_exception(error)
+                future.exception()  # nobody has to look
+
+    async def drained(self) -> None:
+        """Wait until all that is queued now was written, or abandoned."""
+        last = next((future for _, _, future in reversed(self._queue) if future is not None), None)
+        if last is not None:
+            await asyncio.wait([last])

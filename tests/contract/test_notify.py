@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the service manager hears, over a real notification socket."""
+
+import socket
+
+import pytest
+
+from luksrotd.host.notify import ServiceManager, watchdog_interval
+
+
+@pytest.fixture
+def manager(tmp_path, monkeypatch):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        yield lambda: listener.recv(4096).decode().splitlines()
+
+
+def test_it_hears_each_state(manager):
+    service = ServiceManager()
+    service.ready()
+    assert manager() == ["READY=1"]
+    service.ready("2 volumes")
+    assert manager() == ["READY=1", "STATUS=2 volumes"]
+    service.status("rotating /dev/x")
+    assert manager() == ["STATUS=rotating /dev/x"]
+    service.watchdog()
+    assert manager() == ["WATCHDOG=1"]
+    service.stopping("1 job left")
+    assert manager() == ["STOPPING=1", "STATUS=1 job left"]
+
+
+def test_a_status_cannot_smuggle_in_another_assignment(manager):
+    ServiceManager().status("label\nSTOPPING=1\n")
+    assert manager() == ["STATUS=label STOPPING=1"]
+
+
+@pytest.mark.parametrize("path", [None, "/nonexistent/notify", "@luksrotd-nobody-listens", "nonsense"])
+def test_without_a_manager_nothing_happens(monkeypatch, path):
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    if path:
+        monkeypatch.setenv("NOTIFY_SOCKET", path)
+    service = ServiceManager()
+    service.ready()
+    service.status("")
+    service.watchdog()
+    service.stopping()
+
+
+@pytest.mark.parametrize(
+    ("environment", "interval"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "30000000"}, 15.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "42"}, 15.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "43"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "-1"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "self"}, None),
+    ],
+)
+def test_the_watchdog_wants_to_hear_twice_as_often_as_it_bites(environment, interval):
+    assert watchdog_interval(environment, pid=42) == interval

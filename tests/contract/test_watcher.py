@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``ports.Watcher``, simulated and with a real systemd-udevd."""
+
+import asyncio
+from contextlib import ExitStack, aclosing, asynccontextmanager
+
+import pytest
+
+from luksrotd.host.udev import UdevWatcher, transition
+from luksrotd.ports import DeviceEvent, WatchEvent
+from tests.contract.conftest import format_luks2, loop_device, run
+from tests.support.simhost import SimWatcher
+
+ADDED, CHANGED, REMOVED = WatchEvent.ADDED, WatchEvent.CHANGED, WatchEvent.REMOVED
+HANG = 60  # seconds, after which a lost event is a failure and not a hang
+
+pytestmark = pytest.mark.usefixtures("no_leaked_descriptors")
+
+
+class SimBench:
+    """Nodes of a simulated watcher."""
+
+    def __init__(self):
+        self._watcher = SimWatcher()
+        self._volumes = 0
+
+    def watcher(self):
+        return self._watcher
+
+    def attach(self):
+        self._volumes += 1
+        return f"/dev/sim{self._volumes}"
+
+    def format(self, node):
+        self._volumes += 1
+        uuid = f"uuid-{self._volumes}"
+        self._watcher.put(node, uuid)
+        return uuid
+
+    def touch(self, node):
+        self._watcher.put(node, self._watcher.present[node])
+
+    def wipe(self, node):
+        self._watcher.remove(node)
+
+    detach = wipe
+
+    def settle(self):
+        pass
+
+
+class RealBench:
+    """Loop devices under udevd."""
+
+    def __init__(self, directory):
+        self._directory = directory
+        self._images = 0
+        self._attached = ExitStack()
+
+    def watcher(self, **options):
+        return UdevWatcher(**options)
+
+    def attach(self):
+        self._images += 1
+        image = self._directory / f"image{self._images}"
+        with image.open("wb") as file:
+            file.truncate(20 * 1024 * 1024)
+        node = self._attached.enter_context(loop_device(image))
+        self.settle()
+        return node
+
+    def format(self, node):
+        format_luks2(node)
+        self.settle()
+        return run("cryptsetup", "luksUUID", node)
+
+    def touch(self, node):
+        run("udevadm", "trigger", "--settle", "--action=change", node)
+
+    def wipe(self, node):
+        run("wipefs", "--all", "--quiet", node)
+        self.settle()
+
+    def detach(self, node):
+        run("losetup", "--detach", node)
+        self.settle()
+
+    def settle(self):
+        run("udevadm", "settle")
+
+    def close(self):
+        self._attached.close()
+        self.settle()
+
+
+@pytest.fixture
+def real(udevd, tmp_path):
+    assert udevd.poll() is None
+    bench = RealBench(tmp_path)
+    yield bench
+    bench.close()
+
+
+@pytest.fixture(params=["sim", "udevd"])
+def bench(request):
+    return SimBench() if request.param == "sim" else request.getfixturevalue("real")
+
+
+class Reader:
+    """Reads the events of some nodes; others on the machine have devices too."""
+
+    def __init__(self, events, nodes):
+        self._events = events
+        self._nodes = nodes
+
+    async def next(self):
+        async with asyncio.timeout(HANG):
+            async for event in self._events:
+                if event.node in self._nodes:
+                    return event
+        return None
+
+    async def until(self, kind):
+        """The next event of another kind than CHANGED: udev may say more than once that something changed."""
+        while (event := await self.next()).kind is not kind:
+            assert event.kind is CHANGED
+        return event
+
+
+@asynccontextmanager
+async def reading(watcher, *nodes):
+    async with aclosing(watcher.events()) as events:
+        yield Reader(events, nodes)
+    watcher.close()
+
+
+@pytest.mark.asyncio
+async def test_what_is_there_comes_first(bench):
+    one, two, empty = bench.attach(), bench.attach(), bench.attach()
+    uuids = {one: bench.format(one), two: bench.format(two)}
+    async with reading(bench.watcher(), one, two, empty) as reader:
+        seen = {(event := await reader.until(ADDED)).node: event.uuid for _ in uuids}
+        assert seen == uuids
+
+
+@pytest.mark.asyncio
+async def test_a_volume_comes_changes_and_goes(bench):
+    node = bench.attach()
+    other = bench.attach()
+    bench.format(other)
+    async with reading(bench.watcher(), node, other) as reader:
+        assert (await reader.until(ADDED)).node == other
+        uuid = bench.format(node)
+        assert await reader.until(ADDED) == DeviceEvent(ADDED, node, uuid)
+        bench.touch(node)
+        assert await reader.next() == DeviceEvent(CHANGED, node, uuid)
+        bench.wipe(node)
+        assert await reader.until(REMOVED) == DeviceEvent(REMOVED, node)
+        again = bench.format(node)
+        assert await reader.until(ADDED) == DeviceEvent(ADDED, node, again)
+        bench.detach(node)
+        assert await reader.until(REMOVED) == DeviceEvent(REMOVED, node)
+
+
+@pytest.mark.asyncio
+async def test_another_volume_on_the_node_is_gone_and_come(bench):
+    node = bench.attach()
+    first = bench.format(node)
+    async with reading(bench.watcher(), node) as reader:
+        assert await reader.until(ADDED) == DeviceEvent(ADDED, node, first)
+        second = bench.format(node)
+        assert await reader.until(REMOVED) == DeviceEvent(REMOVED, node)
+        assert await reader.until(ADDED) == DeviceEvent(ADDED, node, second)
+
+
+@pytest.mark.asyncio
+async def test_closing_ends_the_events(bench):
+    node = bench.attach()
+    bench.format(node)
+    watcher = bench.watcher()
+    async with reading(watcher, node) as reader:
+        await reader.until(ADDED)
+        waiting = asyncio.create_task(reader.next())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        watcher.close()
+        watcher.close()
+        assert await waiting is None
+
+
+# -- only the real one -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+async def test_events_that_queued_up_are_one(real):
+    node = real.attach()
+    uuid = real.format(node)
+    last = real.attach()
+    async with reading(real.watcher(), node, last) as reader:
+        await reader.until(ADDED)
+        for _ in range(10):  # the loop does not run meanwhile, so all of them wait in the socket
+            real.touch(node)
+        added = real.format(last)
+        seen = [await reader.next()]
+        while seen[-1].node != last:
+            seen.append(await reader.next())
+        assert seen == [DeviceEvent(CHANGED, node, uuid), DeviceEvent(ADDED, last, added)]
+
+
+@pytest.mark.asyncio
+async def test_when_events_were_lost_everything_is_looked_at_again(real):
+    """The receive buffer holds an event or two: most of those below are dropped, and are told of all the same."""
+    stays, goes, comes = real.attach(), real.attach(), real.attach()
+    staying, _ = real.format(stays), real.format(goes)
+    async with reading(real.watcher(receive_buffer=1), stays, goes, comes) as reader:
+        assert {(await reader.until(ADDED)).node for _ in range(2)} == {stays, goes}
+        for _ in range(10):
+            real.touch(stays)
+        real.wipe(goes)
+        coming = real.format(comes)
+        seen = set()
+        while len(seen) < 3:
+            seen.add(await reader.next())
+        assert seen == {
+            DeviceEvent(CHANGED, stays, staying),
+            DeviceEvent(REMOVED, goes),
+            DeviceEvent(ADDED, comes, coming),
+        }
+
+
+@pytest.mark.asyncio
+async def test_luks1_is_none_of_our_business(real):
+    node = real.attach()
+    real.format(node)
+    async with reading(real.watcher(), node) as reader:
+        await reader.until(ADDED)
+        command = ("cryptsetup", "luksFormat", "--batch-mode", "--type", "luks1", "--pbkdf-force-iterations", "1000")
+        run(*command, node, "-", data=b"x")
+        real.settle()
+        assert await reader.until(REMOVED) == DeviceEvent(REMOVED, node)
+    async with reading(real.watcher(), node) as reader:
+        uuid = real.format(node)
+        assert await reader.next() == DeviceEvent(ADDED, node, uuid)
+
+
+@pytest.mark.asyncio
+async def test_a_device_that_is_not_ready_is_not_there(real, private_run):
+    """A rule of our own says what the rules of device-mapper and md say of theirs while they are suspended."""
+    node = real.attach()
+    uuid = real.format(node)
+    rules = private_run / "udev" / "rules.d"
+    rules.mkdir()
+    rule = rules / "99-contract.rules"
+    async with reading(real.watcher(), node) as reader:
+        await reader.until(ADDED)
+        rule.write_text(f'KERNEL=="{node.removeprefix("/dev/")}", ENV{{SYSTEMD_READY}}="0"\n')
+        run("udevadm", "control", "--reload")
+        real.touch(node)
+        assert await reader.until(REMOVED) == DeviceEvent(REMOVED, node)
+        rule.unlink()
+        run("udevadm", "control", "--reload")
+        real.touch(node)
+        assert await reader.until(ADDED) == DeviceEvent(ADDED, node, uuid)
+
+
+@pytest.mark.asyncio
+async def test_a_node_that_disappears_is_gone(real):
+    """A partition: unlike a loop device it really comes and goes ("add" and "remove")."""
+    disk = real.attach()
+    run("sfdisk", "--quiet", disk, data=b"label: gpt\nstart=2048, size=36864\n")
+    with ExitStack() as undo:
+        run("partx", "--add", disk)
+        undo.callback(run, "partx", "--delete", disk)
+        node = f"{disk}p1"
+        uuid = real.format(node)
+        async with reading(real.watcher(), node) as reader:
+            assert await reader.until(ADDED) == DeviceEvent(ADDED, node, uuid)
+            run("partx", "--delete", disk)
+            real.settle()
+            assert await reader.until(REMOVED) == DeviceEvent(REMOVED, node)
+            run("partx", "--add", disk)
+            real.settle()
+            assert await reader.until(ADDED) == DeviceEvent(ADDED, node, uuid)
+
+
+def test_what_to_report_depends_on_what_was_known():
+    known = {}
+    steps = [("", []), ("u", [ADDED]), ("u", [CHANGED]), ("v", [REMOVED, ADDED]), ("", [REMOVED]), ("", [])]
+    for uuid, kinds in steps:
+        events = list(transition(known, "/dev/x", uuid))
+        assert events == [DeviceEvent(kind, "/dev/x", "" if kind is REMOVED else uuid) for kind in kinds]
+        assert known == ({"/dev/x": uuid} if uuid else {})

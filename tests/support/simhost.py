@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The small ports, simulated: clock, entropy, signature probe, journal, watcher."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from luksrotd.errors import DeviceError
+from luksrotd.ports import DeviceEvent, HeaderDevice, WatchEvent
+
+
+class SimClock:
+    """``ports.Clock`` that stands still until it is moved."""
+
+    def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
+        if start.tzinfo is not UTC:
+            raise ValueError("not in UTC")
+        self._now = start
+
+    def now(self) -> datetime:
+        """The simulated time, in UTC."""
+        return self._now
+
+    def advance(self, by: timedelta) -> None:
+        """Move it on."""
+        self._now += by
+
+
+class SimEntropy:
+    """``ports.Entropy`` that gives the same bytes for the same seed, and never the same twice."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._seed = seed
+        self.calls = 0
+
+    def random(self, length: int) -> bytes:
+        """The next ``length`` bytes."""
+        self.calls += 1
+        return hashlib.shake_256(f"{self._seed}/{self.calls}".encode()).digest(length)
+
+
+class SimProbe:
+    """``ports.SignatureProbe``: what was planted, by path.  ``broken``: every probe fails."""
+
+    def __init__(self, **planted: tuple[str, ...]) -> None:
+        self.planted: dict[str, tuple[str, ...]] = dict(planted)
+        self.broken = False
+
+    async def foreign(self, device: HeaderDevice) -> tuple[str, ...]:
+        """Types planted for the device's path."""
+        if self.broken:
+            raise DeviceError(f"cannot probe {device.path}: simulated")
+        return self.planted.get(device.path, ())
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A journal entry."""
+
+    message: str
+    fields: dict[str, str | int]
+
+
+class SimJournal:
+    """``ports.Journal`` that keeps its entries."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+
+    def record(self, message: str, **fields: str | int) -> None:
+        """Keep one entry."""
+        self.entries.append(Entry(message, fields))
+
+    def text(self) -> str:
+        """All of it, to look for what must not be in there."""
+        return "\n".join(f"{entry.message} {entry.fields}" for entry in self.entries)
+
+
+class SimWatcher:
+    """``ports.Watcher`` over volumes that the test puts in and takes out, and a queue."""
+
+    def __init__(self) -> None:
+        self.present: dict[str, str] = {}
+        self._queue: asyncio.Queue[DeviceEvent | None] = asyncio.Queue()
+        self._started = False
+
+    def put(self, node: str, uuid: str) -> None:
+        """A LUKS2 volume appears on ``node``, or the one that is there changes."""
+        kind = WatchEvent.CHANGED if self.present.get(node) == uuid else WatchEvent.ADDED
+        if node in self.present and kind is WatchEvent.ADDED:
+            self._push(DeviceEvent(WatchEvent.REMOVED, node))
+        self.present[node] = uuid
+        self._push(DeviceEvent(kind, node, uuid))
+
+    def remove(self, node: str) -> None:
+        """The volume on ``node`` goes: unplugged, wiped or reformatted."""
+        if self.present.pop(node, None) is not None:
+            self._push(DeviceEvent(WatchEvent.REMOVED, node))
+
+    async def events(self) -> AsyncIterator[DeviceEvent]:
+        """What is there, then what happens; ends after ``close``."""
+        self._started = True
+        for node, uuid in list(self.present.items()):
+            self._push(DeviceEvent(WatchEvent.ADDED, node, uuid))
+        while (event := await self._queue.get()) is not None:
+            yield event
+
+    def close(self) -> None:
+        """End ``events``."""
+        self._queue.put_nowait(None)
+
+    def _push(self, event: DeviceEvent) -> None:
+        if self._started:  # before that it is part of what is there
+            self._queue.put_nowait(event)
