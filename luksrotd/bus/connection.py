@@ -64,9 +64,10 @@ class Bus(MessageBus):
     # -- for the rest of luksrotd ---------------------------------------------------------------------------------
 
     async def connect(self) -> Self:
-        """Authenticate and say Hello; raises ``OSError``, ``EOFError`` or ``dbus_next.errors.AuthError``."""
+        """Authenticate and say Hello; raises ``OSError`` (``TimeoutError``), ``EOFError`` or ``AuthError``."""
         try:
-            await super().connect()
+            async with asyncio.timeout(CALL_SECONDS):
+                await super().connect()
         except BaseException:
             self._finalize(ConnectionError("cannot connect to the bus"))
             raise

@@ -12,36 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from luksrotd.errors import EngineCrashed, EngineError, EngineTimeout, InvalidRequest, SecretRejected
+from luksrotd.errors import EngineCrashed, EngineError, EngineTimeout, SecretRejected
 from luksrotd.host.worker import Deadlines, WorkerEngine
-from luksrotd.ports import GenerateInto, SecretFd
-from luksrotd.rotation.edits import PBKDF_FOR_RANDOM_KEYS, AddKeyslot, Pbkdf
+from luksrotd.ports import SecretFd
+from luksrotd.rotation.edits import AddKeyslot, Pbkdf
+from tests.engine.processes import OPERATIONS, ended, interpreter, resources, worker
 from tests.engine.shadow import memfd
 from tests.support.makeimage import KEY
 
 pytestmark = pytest.mark.asyncio
 
-#: Each request, to be interrupted.
-OPERATIONS = {
-    "load": lambda session: session.load(),
-    "unlock": lambda session: session.unlock(),
-    "apply": lambda session: session.apply([AddKeyslot(1, "new", PBKDF_FOR_RANDOM_KEYS)]),
-    "opens": lambda session: session.opens(0, "unlock"),
-}
 #: A key derivation of some hours.
 ENDLESS = Pbkdf("pbkdf2", hash="sha512", iterations=2**31 - 1)
-
-
-@contextlib.asynccontextmanager
-async def worker(shadow, engine=None):
-    fds = [memfd(KEY), memfd()]
-    try:
-        secrets = {"unlock": SecretFd(fds[0]), "new": GenerateInto(fds[1])}
-        async with (engine or WorkerEngine()).session(shadow, secrets) as session:
-            yield session
-    finally:
-        for fd in fds:
-            os.close(fd)
 
 
 def proc(pid, name):
@@ -71,23 +53,6 @@ def alive(pid):
     except ProcessLookupError:
         return False
     return True
-
-
-def resources():
-    """Our descriptors and children."""
-    children = [Path(task, "children").read_text() for task in Path("/proc/self/task").iterdir()]
-    return len(list(Path("/proc/self/fd").iterdir())), "".join(children).split()
-
-
-async def ended(pidfd):
-    """When the process behind ``pidfd`` has ended; a minute at most."""
-    loop, done = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(pidfd, done.set)
-    try:
-        async with asyncio.timeout(60):
-            await done.wait()
-    finally:
-        loop.remove_reader(pidfd)
 
 
 async def working(pid):
@@ -129,11 +94,19 @@ async def test_limits(shadow):
         assert rows["Max open files"] == ["64", "64"]
 
 
-async def test_nothing_but_what_it_needs_is_open(shadow):
+async def test_nothing_but_what_it_needs_is_open(shadow, tmp_path):
+    """Even if it was started with more, ours or somebody else's."""
+    script = """
+    import os, sys
+    for fd in (os.open("/etc/passwd", os.O_RDONLY), os.memfd_create("foreign")):
+        os.dup2(fd, fd + 50)
+        os.set_inheritable(fd, True)
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+    """
     foreign = memfd()
     os.set_inheritable(foreign, True)
     try:
-        async with worker(shadow) as session:
+        async with worker(shadow, WorkerEngine(python=interpreter(tmp_path, script))) as session:
             await session.load()
             targets = open_files(session.pid)
     finally:
@@ -149,10 +122,26 @@ async def test_nothing_but_what_it_needs_is_open(shadow):
     }
 
 
+async def run(script, *arguments):
+    """What the script prints; it must not complain."""
+    command = [sys.executable, "-P", "-s", "-c", script, *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = await asyncio.create_subprocess_exec(*command, **pipes, start_new_session=True)
+    try:
+        output, complaint = await process.communicate()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    assert complaint.decode() == ""
+    return output.decode()
+
+
 CONFINED = """
 import os, socket, sys
 from luksrotd.worker.confine import confine
+os.setgroups([0, 6])
 confine(os.getppid())
+assert os.getgroups() == [], "groups"
 def fails(kind, function, *arguments):
     try:
         function(*arguments)
@@ -176,12 +165,27 @@ print("confined")
 
 async def test_a_confined_process_reaches_nothing(image):
     image.chmod(0o600)
-    command = [sys.executable, "-P", "-s", "-c", CONFINED, str(image)]
-    process = await asyncio.create_subprocess_exec(
-        *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    )
-    output, complaint = await process.communicate()
-    assert (output, complaint.decode()) == (b"confined\n", "")
+    assert await run(CONFINED, str(image)) == "confined\n"
+
+
+UNPRIVILEGED = """
+import os
+from pathlib import Path
+from luksrotd.cryptsetup._ffi import ffi, lib
+from luksrotd.worker.confine import confine
+os.setresgid(12345, 12345, 12345)
+os.setresuid(12345, 12345, 12345)
+lib.prctl(lib.PR_SET_DUMPABLE, ffi.cast("unsigned long", 1))  # as after exec
+confine(os.getppid())
+assert os.getresuid() == (12345, 12345, 12345), "user"
+assert os.stat("/proc/self/environ").st_uid == 0, "dumpable"
+assert "NoNewPrivs:\t1" in Path("/proc/self/status").read_text(), "privileges"
+print("confined")
+"""
+
+
+async def test_without_root_the_rest_is_given_up(image):
+    assert await run(UNPRIVILEGED) == "confined\n"
 
 
 async def test_confinement_that_fails_is_told(shadow, tmp_path):
@@ -306,130 +310,7 @@ async def test_dies_with_its_parent(image):
     finally:
         parent.kill()
         await parent.communicate()
-    try:
-        await ended(pidfd)
-    finally:
-        os.close(pidfd)
-
-
-# -- workers that misbehave --------------------------------------------------------------------------------------
-
-
-def interpreter(directory, script):
-    """An executable to start instead of Python; ``sys.argv`` is that of the interpreter."""
-    path = directory / "interpreter"
-    path.write_text(f"#!{sys.executable} -s\n{textwrap.dedent(script)}\n")
-    path.chmod(0o755)
-    return str(path)
-
-
-def impostor(directory, body):
-    """A worker that accepts ``start``; ``body`` goes on with ``channel`` and the lines on it, ``lines``."""
-    start = """
-    import os, signal, socket, sys, time
-    channel = socket.socket(fileno=int(sys.argv[-2]))
-    lines = channel.makefile("rb")
-    lines.readline()
-    channel.sendall(b'{"ok":true,"result":null}\\n')
-    lines.readline()
-    """
-    return WorkerEngine(python=interpreter(directory, textwrap.dedent(start) + textwrap.dedent(body)))
-
-
-@pytest.mark.parametrize(
-    ("reply", "why"),
-    [
-        ("b'nonsense\\n'", "not JSON"),
-        ("b'[' * 100000 + b'\\n'", "not JSON"),
-        ("b'[1]\\n'", "not an object"),
-        ("b'{}\\n'", "malformed reply"),
-        ('b\'{"ok":true,"result":[]}\\n\'', "the metadata is not an object"),
-        ('b\'{"ok":false,"error":"Conflict","message":"x"}\\n\'', "it says 'Conflict'"),
-        ('b\'{"ok":false,"error":"EngineFailed","message":5}\\n\'', "malformed reply"),
-        ("b'x' * (40 << 20)", "endless reply"),
-    ],
-)
-async def test_replies_that_are_none(shadow, tmp_path, reply, why):
-    engine = impostor(tmp_path, f"channel.sendall({reply})\nlines.readline()")
-    async with worker(shadow, engine) as session:
-        with pytest.raises(EngineError, match=f"^cannot understand the worker: {why}$"):
-            await session.load()
-        with pytest.raises(EngineError, match=r"after it failed"):
-            await session.load()
-
-
-@pytest.mark.parametrize(
-    ("name", "result", "why"),
-    [("unlock", "7.5", "not the keyslot"), ("unlock", "true", "not the keyslot"), ("opens", "1", "neither yes nor no")],
-)
-async def test_results_of_another_type(shadow, tmp_path, name, result, why):
-    engine = impostor(tmp_path, f'channel.sendall(b\'{{"ok":true,"result":{result}}}\\n\')\nlines.readline()')
-    async with worker(shadow, engine) as session:
-        with pytest.raises(EngineError, match=why):
-            await OPERATIONS[name](session)
-
-
-async def test_message_of_a_worker_is_cut_and_cleaned(shadow, tmp_path):
-    engine = impostor(
-        tmp_path,
-        r"""channel.sendall(b'{"ok":false,"error":"EngineFailed","message":"\\u001b[2J' + b"x" * 9999 + b'"}\n')
-lines.readline()""",
-    )
-    async with worker(shadow, engine) as session:
-        with pytest.raises(EngineError, match=r"^\?\[2Jx{496}$"):
-            await session.load()
-
-
-async def test_exit_status_and_the_end_of_stderr(shadow, tmp_path):
-    engine = impostor(tmp_path, "os.write(2, b'x' * 9000 + b' the end\\n')\nos._exit(3)")
-    async with worker(shadow, engine) as session:
-        with pytest.raises(EngineCrashed, match=r"^cannot go on: the worker ended with status 3\n") as caught:
-            await session.load()
-    (note,) = caught.value.__notes__
-    assert note.startswith("the worker wrote: xxx")
-    assert note.endswith("x the end")
-    assert len(note) < 2100
-
-
-async def test_bug_in_the_worker_leaves_its_trace_for_the_journal_only(shadow):
-    async with worker(shadow) as session:
-        with pytest.raises(Exception, match=r"^cannot go on: KeyError in the worker\n") as caught:
-            await session._call({"op": "opens"}, 60)
-    assert caught.value.code == "Internal"
-    assert "Traceback" not in str(caught.value)
-    assert "Traceback" in caught.value.__notes__[0]
-
-
-async def test_unknown_operation(shadow):
-    async with worker(shadow) as session:
-        with pytest.raises(InvalidRequest, match=r"unknown operation"):
-            await session._call({"op": "format"}, 60)
-
-
-async def test_forked_child_is_killed_with_the_worker(shadow, tmp_path):
-    body = """
-    child = os.fork()
-    if child == 0:
-        channel.close()
-        while True:
-            time.sleep(60)
-    channel.sendall(b'{"ok":true,"result":{"child":%d}}\\n' % child)
-    lines.readline()
-    """
-    async with worker(shadow, impostor(tmp_path, body)) as session:
-        pidfd = os.pidfd_open((await session.load())["child"])
-    try:
-        await ended(pidfd)
-    finally:
-        os.close(pidfd)
-
-
-async def test_interpreter_that_is_not_there(shadow):
-    before = resources()
-    with pytest.raises(EngineError, match=r"^cannot start a worker: No such file or directory$"):
-        async with worker(shadow, WorkerEngine(python="/nonexistent")):
-            pass
-    assert resources() == before
+    await ended(pidfd)
 
 
 # -- what it leaves behind ---------------------------------------------------------------------------------------

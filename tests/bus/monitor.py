@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Sees every message on the private bus (D-Bus Specification, ``org.freedesktop.DBus.Monitoring``)."""
+
+import asyncio
+
+from tests.support.busclient import DAEMON, BusClient
+
+
+class Monitor:
+    """``async with Monitor() as seen: … await seen.wait_for("Member")``."""
+
+    def __init__(self):
+        self._client = BusClient(DAEMON)
+        self.messages = []
+
+    async def __aenter__(self):
+        self._arrived = asyncio.Event()
+        await self._client.__aenter__()
+        path, interface = "/org/freedesktop/DBus", "org.freedesktop.DBus.Monitoring"
+        await self._client.call(path, interface, "BecomeMonitor", "asu", [[], 0])
+        self._client.bus._on_message = self._see
+        return self
+
+    async def __aexit__(self, *exception):
+        await self._client.__aexit__(*exception)
+
+    def _see(self, message):
+        self.messages.append(message)
+        self._arrived.set()
+
+    async def wait_for(self, member):
+        while not any(message.member == member for message in self.messages):
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    def sender_of(self, member):
+        return next(message.sender for message in self.messages if message.member == member)
+
+    def cancellation(self, member):
+        return next(message.body[-1] for message in self.messages if message.member == member)

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The real polkitd, asked about root, about unprivileged users, with and without an agent."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+import pytest_asyncio
+from dbus_next.constants import MessageType
+from dbus_next.message import Message
+
+from luksrotd import names
+from luksrotd.bus.authority import PolkitAuthority
+from luksrotd.bus.connection import Bus
+from luksrotd.errors import NotAuthorized
+from luksrotd.ports import Caller
+from tests.bus.monitor import Monitor
+from tests.bus.toy import INTERFACE, PATH, serve
+from tests.support.busclient import BusClient, CallFailed, Remote
+
+pytestmark = pytest.mark.asyncio
+ROTATE = (PATH, INTERFACE, "Rotate", "sa{sv}", ["k", {}])
+NOT_AUTHORIZED = "org.luksrotd1.Error.NotAuthorized"
+INTERACTIVE = "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"
+RULES = """
+polkit.addRule(function (action, subject) {
+    if (action.id.indexOf("org.luksrotd1.") == 0 && action.lookup("operation") == "Rotate") {
+        return polkit.Result.%s;
+    }
+});
+"""
+
+
+@pytest.fixture
+def rules(bed):
+    yield lambda result: bed.set_rules(RULES % result)
+    bed.set_rules("")
+
+
+@pytest_asyncio.fixture
+async def service(bed):
+    async with serve() as service:
+        yield service
+
+
+@pytest_asyncio.fixture
+async def nobody(bed):
+    remote = Remote(bed, bed.user("nobody").pw_uid)
+    yield remote
+    remote.close()
+
+
+async def refusal(call) -> str:
+    with pytest.raises(CallFailed) as caught:
+        await call
+    return caught.value.name
+
+
+async def test_root_may(service, rules):
+    rules("NO")  # root is above the rules
+    async with BusClient() as client:
+        assert await client.call(*ROTATE) == ["rotated k"]
+
+
+async def test_a_rule_may_allow(service, rules, nobody):
+    rules("YES")
+    assert await nobody.call(*ROTATE) == ["rotated k"]
+    assert service.toy.calls[0][0].uid == nobody.uid
+
+
+async def test_a_rule_may_deny_even_with_interaction(service, rules, nobody):
+    rules("NO")
+    assert await refusal(nobody.call(*ROTATE, interactive=True)) == NOT_AUTHORIZED
+    assert service.toy.calls == []
+
+
+async def test_without_the_interactive_flag_the_caller_is_told_that_it_would_help(service, nobody):
+    assert await refusal(nobody.call(*ROTATE)) == INTERACTIVE
+    assert service.toy.calls == []
+
+
+async def test_without_an_agent_interaction_does_not_help(service, nobody):
+    assert await refusal(nobody.call(*ROTATE, interactive=True)) == NOT_AUTHORIZED
+
+
+async def test_an_agent_may_say_yes(bed, service, nobody):
+    agent = await asyncio.to_thread(bed.agent, "yes", nobody.pid, nobody.uid)
+    assert await nobody.call(*ROTATE, interactive=True) == ["rotated k"]
+    asked = await asyncio.to_thread(agent.wait_for, "begin")
+    assert asked["action"] == names.ACTION_ROTATE
+    assert "/dev/toy" in asked["message"]
+    assert "back?up" in asked["message"]
+    bed.end(agent.process)
+
+
+async def test_an_agent_may_be_dismissed(bed, service, nobody):
+    agent = await asyncio.to_thread(bed.agent, "cancel", nobody.pid, nobody.uid)
+    with pytest.raises(CallFailed, match="dismissed") as caught:
+        await nobody.call(*ROTATE, interactive=True)
+    assert caught.value.name == NOT_AUTHORIZED
+    assert service.toy.calls == []
+    bed.end(agent.process)
+
+
+async def test_a_caller_that_vanishes_withdraws_the_question(bed, service, nobody):
+    agent = await asyncio.to_thread(bed.agent, "ignore", nobody.pid, nobody.uid)
+    async with Monitor() as seen:
+        nobody.send(*ROTATE, interactive=True)
+        await asyncio.to_thread(agent.wait_for, "begin")
+        assert service.callers.is_known(seen.sender_of("Rotate"))
+        await asyncio.to_thread(nobody.close)
+        await seen.wait_for("CancelCheckAuthorization")
+        await asyncio.to_thread(agent.wait_for, "cancel")  # polkit took its dialogue away
+        assert seen.cancellation("CheckAuthorization") == seen.cancellation("CancelCheckAuthorization")
+        assert not service.callers.is_known(seen.sender_of("Rotate"))
+    assert service.toy.calls == []
+    assert service.bus._tasks == set()
+    bed.end(agent.process)
+
+
+async def test_without_polkit_nobody_may_not_even_root(bed, service, nobody, caplog):
+    await asyncio.to_thread(bed.stop_polkitd)
+    try:
+        assert await refusal(nobody.call(*ROTATE, interactive=True)) == NOT_AUTHORIZED
+        async with BusClient() as client:
+            assert await refusal(client.call(*ROTATE)) == NOT_AUTHORIZED
+        assert service.toy.calls == []
+    finally:
+        await asyncio.to_thread(bed.start_polkitd)
+
+
+async def test_polkit_dying_amid_the_question_is_a_no(bed, service, nobody, caplog):
+    agent = await asyncio.to_thread(bed.agent, "ignore", nobody.pid, nobody.uid)
+    asking = asyncio.ensure_future(nobody.call(*ROTATE, interactive=True))
+    await asyncio.to_thread(agent.wait_for, "begin")
+    await asyncio.to_thread(bed.stop_polkitd)
+    try:
+        assert await refusal(asking) == NOT_AUTHORIZED
+    finally:
+        await asyncio.to_thread(bed.start_polkitd)
+        bed.end(agent.process)
+
+
+async def test_polkit_hanging_is_a_no(bed):
+    bus = await Bus().connect()
+    os.kill(bed.polkitd_pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(NotAuthorized, match="in time"):
+            await PolkitAuthority(bus, polkit_seconds=0.05).check(Caller(bus.unique_name, 0), names.ACTION_LIST, {})
+    finally:
+        os.kill(bed.polkitd_pid, signal.SIGCONT)
+        await bus.close()
+
+
+async def test_an_action_that_polkit_does_not_know_is_a_no(bed, caplog):
+    bus = await Bus().connect()
+    with pytest.raises(NotAuthorized):
+        await PolkitAuthority(bus).check(Caller(bus.unique_name, 0), "org.luksrotd1.no-such-verb", {})
+    await bus.close()
+
+
+@pytest.mark.parametrize("reply", [[], [[1, 0, {}]], [[True, False]], ["yes"], [[True, False, {}], 1]])
+async def test_an_odd_reply_is_a_no(bed, reply, caplog):
+    authority = PolkitAuthority(OddPolkit(reply))
+    with pytest.raises(NotAuthorized):
+        await authority.check(Caller(":1.1", 0), names.ACTION_LIST, {})
+
+
+class OddPolkit:
+    """Stands for the connection to a polkit that speaks nonsense."""
+
+    def __init__(self, body):
+        self.body = body
+
+    async def call(self, message, *, seconds):
+        return Message(message_type=MessageType.METHOD_RETURN, reply_serial=1, body=self.body)
+
+    def send(self, message): ...
