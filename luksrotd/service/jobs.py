@@ -10,6 +10,7 @@ from typing import Final
 from luksrotd.errors import Busy, Cancelled, Internal, LuksrotdError, Outcome
 from luksrotd.ports import Caller
 from luksrotd.rotation.protocol import Phase
+from luksrotd.service.handover import Handover
 from luksrotd.service.progress import Stage, fraction
 
 log = logging.getLogger(__name__)
@@ -53,17 +54,26 @@ _INVISIBLE: Final = frozenset({Phase.NEW_AREA})
 class Job:
     """One operation; everything about it is changed by the runner only.
 
-    ``volume`` is a LUKS UUID; ``owner`` is None for what the daemon started by itself.
+    ``volume`` is a LUKS UUID; ``owner`` is None for what the daemon started by itself; ``handover`` gives away the key
+    that it generates, if it does.
     """
 
     def __init__(
-        self, number: int, kind: Kind, volume: str, *, key_name: str = "", owner: Caller | None = None
+        self,
+        number: int,
+        kind: Kind,
+        volume: str,
+        *,
+        key_name: str = "",
+        owner: Caller | None = None,
+        handover: Handover | None = None,
     ) -> None:
         self.number = number
         self.kind = kind
         self.volume = volume
         self.key_name = key_name
         self.owner = owner
+        self.handover = handover
         self.result: object = None
         self.error: LuksrotdError | None = None
         self._state = State.QUEUED

@@ -5,13 +5,13 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from luksrotd.errors import Busy, Cancelled, Internal, LuksrotdError, Outcome
 from luksrotd.ports import Caller
 from luksrotd.service import schedule
+from luksrotd.service.handover import Secrets
 from luksrotd.service.jobs import Job, Kind, State
 from luksrotd.service.schedule import Entry, Limits, Refuse, Start
 
@@ -25,7 +25,8 @@ KEEP_JOBS: Final = 64
 class Request:
     """What to run.  ``work`` gets the job, reports to ``job.entered``, and returns its result.
 
-    ``resources`` are closed when the job ends, however it does.  When ``abandoned`` returns before, it is cancelled.
+    The secrets are closed when the job ends, however it does.  When ``secrets.abandoned`` returns before, it is
+    cancelled.
     """
 
     kind: Kind
@@ -33,8 +34,7 @@ class Request:
     work: Callable[[Job], Awaitable[object]]
     key_name: str = ""
     owner: Caller | None = None
-    resources: ExitStack = field(default_factory=ExitStack)
-    abandoned: Callable[[], Awaitable[None]] | None = None
+    secrets: Secrets = field(default_factory=Secrets)
 
 
 class Observer(Protocol):
@@ -83,19 +83,26 @@ class Runner:
         return any(work.job.volume == volume for work in (*self._running.values(), *self._queued.values()))
 
     def submit(self, request: Request) -> Job:
-        """Start or queue a job; from now on its ``resources`` belong to it.  Raises ``Busy``, then they are closed."""
+        """Start or queue a job; from now on its secrets belong to it.  Raises ``Busy``, then they are closed."""
         decision = schedule.admit(_entries(self._running), _entries(self._queued), request.volume, self._limits)
         if self._stopping or isinstance(decision, Refuse):
-            request.resources.close()
+            request.secrets.close()
             reason = decision.reason if isinstance(decision, Refuse) else "the daemon is stopping"
             raise Busy(f"cannot start a job: {reason}")
-        job = Job(next(self._numbers), request.kind, request.volume, key_name=request.key_name, owner=request.owner)
+        job = Job(
+            next(self._numbers),
+            request.kind,
+            request.volume,
+            key_name=request.key_name,
+            owner=request.owner,
+            handover=request.secrets.handover,
+        )
         work = _Work(job, request)
         self._queued[job.number] = work
         self._idle.clear()
         self._tell("job_added", job)
-        if request.abandoned:
-            work.watch = asyncio.create_task(self._watch(work, request.abandoned))
+        if request.secrets.abandoned:
+            work.watch = asyncio.create_task(self._watch(work, request.secrets.abandoned))
         if isinstance(decision, Start):
             self._start(work)
         return job
@@ -142,7 +149,7 @@ class Runner:
 
     def _end(self, work: "_Work", error: LuksrotdError | None) -> None:
         job = work.job
-        work.request.resources.close()
+        work.request.secrets.close()
         if work.watch is not None:
             work.watch.cancel()
         self._running.pop(job.number, None)
