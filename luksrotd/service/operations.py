@@ -45,7 +45,7 @@ class Operations:
         """
 
         async def work(job: Job) -> object:
-            return await self._volumes.enroll(
+            result = await self._volumes.enroll(
                 self._registry.writable(uuid).ref,
                 secrets.sources,
                 data=options.data or {},
@@ -54,6 +54,8 @@ class Operations:
                 progress=job.entered,
                 deliver=secrets.deliver,
             )
+            await self._registry.settle(uuid)  # who learns that it is done shall find it so
+            return result
 
         return self._change(Kind.ENROLL, uuid, owner, options.name, secrets, work)
 
@@ -61,7 +63,7 @@ class Operations:
         """Start a rotation; as ``enroll``."""
 
         async def work(job: Job) -> object:
-            return await self._volumes.rotate(
+            result = await self._volumes.rotate(
                 self._registry.writable(uuid).ref,
                 secrets.sources,
                 data=options.data,
@@ -70,6 +72,8 @@ class Operations:
                 progress=job.entered,
                 deliver=secrets.deliver,
             )
+            await self._registry.settle(uuid)
+            return result
 
         return self._change(Kind.ROTATE, uuid, owner, options.name, secrets, work)
 
@@ -115,9 +119,10 @@ class Operations:
         """Nothing yet."""
 
     def job_ended(self, job: Job) -> None:
-        """Look what it did, and mend it if it was interrupted; a reconcile that failed is not tried again."""
-        unfinished = job.error is not None and job.error.outcome is not Outcome.UNCHANGED
-        self._registry.refresh(job.volume, fresh=unfinished and job.kind is not Kind.RECONCILE)
+        """If it failed, look what it left, and mend that; a reconcile that failed is not tried again."""
+        if job.error is not None:
+            unfinished = job.error.outcome is not Outcome.UNCHANGED
+            self._registry.refresh(job.volume, fresh=unfinished and job.kind is not Kind.RECONCILE)
 
     def job_forgotten(self, job: Job) -> None:
         """Nothing is left of it."""
@@ -142,6 +147,8 @@ class Operations:
         self._registry.writable(uuid)
 
         async def work(_: Job) -> object:
-            return await self._volumes.reconcile(self._registry.writable(uuid).ref)
+            result = await self._volumes.reconcile(self._registry.writable(uuid).ref)
+            await self._registry.settle(uuid)
+            return result
 
         return self._runner.submit(Request(Kind.RECONCILE, uuid, work, owner=owner))

@@ -21,6 +21,8 @@ PARALLEL: Final = 4
 """Volumes that are examined at once."""
 RETRY_SECONDS: Final = 30.0
 """After which a volume is examined again that another tool had locked."""
+SETTLE_SECONDS: Final = 5.0
+"""How long ``settle`` waits; a healthy device takes milliseconds."""
 UUID: Final = re.compile(r"[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}")
 """What cryptsetup accepts; a header could hold anything."""
 
@@ -125,6 +127,12 @@ class Registry:
         self._dirty[uuid] = fresh or self._dirty.get(uuid, False)
         if uuid not in self._active:
             self._active[uuid] = self._group.create_task(self._refresh(uuid))
+
+    async def settle(self, uuid: str) -> None:
+        """Examine the volume, and return when that is done, or takes too long."""
+        self.refresh(uuid)
+        if uuid in self._active:
+            await asyncio.wait({self._active[uuid]}, timeout=SETTLE_SECONDS)
 
     async def scanned(self) -> None:
         """Wait until the volumes that were there at the start have been examined."""

@@ -157,6 +157,8 @@ class Runner:
         timer = asyncio.get_running_loop().call_later(self._keep_seconds, self._forget, job.number)
         self._ended[job.number] = (job, timer)
         if error is not None:
+            notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+            log.warning("job %d (%s of %s) ended: %s%s", job.number, job.kind, job.volume, error, notes)
             job.fail(error)
         else:
             job.finish(work.task.result() if work.task else None)

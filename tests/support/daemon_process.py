@@ -26,6 +26,8 @@ PREFIX = f"luksrotd-it-{os.getpid()}-"
 FAST = {"pbkdf": Variant("s", "pbkdf2"), "pbkdf-force-iterations": Variant("u", 1000)}
 OLD, NEW = b"planted-old-secret-4711", b"planted-new-secret-0815"
 WAIT_SECONDS = 30.0
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PROJECT)}
+"""The daemon's workers import the source tree too."""
 
 
 class DaemonProcess:
@@ -63,7 +65,7 @@ async def running(bed: TestBed, client: BusClient, **fault: Any) -> AsyncIterato
     argument = json.dumps({"prefix": PREFIX, **fault})
     with log.open("wb") as output:
         argv = [sys.executable, "-m", "tests.support.daemon_launcher", argument]
-        process = bed.spawn(argv, cwd=PROJECT, stderr=output, stdin=subprocess.DEVNULL)
+        process = bed.spawn(argv, cwd=PROJECT, env=ENVIRONMENT, stderr=output, stdin=subprocess.DEVNULL)
     daemon = DaemonProcess(process, log)
     try:
         async with asyncio.timeout(WAIT_SECONDS):
