@@ -66,7 +66,7 @@ class HeaderDevice(Protocol):
         """Exactly ``length`` bytes at ``offset``."""
 
     def read_medium(self, offset: int, length: int) -> bytes:
-        """The same past the page cache (O_DIRECT) where the device allows it: what a reader after a reboot would see."""
+        """The same past the page cache (O_DIRECT) where the device allows: what a reader after a reboot would see."""
 
     def write(self, offset: int, data: bytes) -> None:
         """Write all of ``data`` at ``offset``; not durable before ``flush``."""

@@ -22,19 +22,14 @@ from luksrotd.errors import (
     NoFreeKeyslot,
     WrongCredential,
 )
+from luksrotd.luks2 import layout
 from luksrotd.luks2.areas import Extent, subtract
 from luksrotd.rotation.edits import Pbkdf
 
 ANY_KEYSLOT: Final[int] = lib.CRYPT_ANY_SLOT
 LUKS2: Final = b"LUKS2"
-#: LUKS2_KEYSLOTS_MAX and LUKS2_TOKENS_MAX (lib/luks2/luks2.h).
-MAX_KEYSLOTS: Final = 32
-MAX_TOKENS: Final = 32
 #: Keyslots that hold the volume key, not some other one.
 BOUND: Final[tuple[int, ...]] = (lib.CRYPT_SLOT_ACTIVE, lib.CRYPT_SLOT_ACTIVE_LAST)
-#: Stripes of the anti-forensic splitter, and what areas are rounded up to (lib/luks2/luks2_json_format.c).
-AF_STRIPES: Final = 4000
-AREA_ALIGNMENT: Final = 4096
 #: Of the last lines that libcryptsetup logged, in characters.
 MAX_LOG: Final = 300
 
@@ -209,19 +204,19 @@ class Context:
     def _check_number(self, keyslot: int) -> None:
         if self.keyslot_free(keyslot):
             return
-        if not any(self.keyslot_free(number) for number in range(MAX_KEYSLOTS)):
-            raise NoFreeKeyslot(f"cannot add keyslot {keyslot}: all {MAX_KEYSLOTS} are taken")
+        if not any(self.keyslot_free(number) for number in range(layout.KEYSLOTS_MAX)):
+            raise NoFreeKeyslot(f"cannot add keyslot {keyslot}: all {layout.KEYSLOTS_MAX} are taken")
         raise InvalidRequest(f"cannot add keyslot {keyslot}: the number is taken or out of range")
 
     def _has_room(self, key_size: int) -> bool:
         """Whether LUKS2_find_area_gap will find one: first fit among all areas, also those of unknown types."""
         metadata = self.metadata()
-        # Both copies come first: twice the JSON area and its 4096 bytes of binary header.
-        start = 2 * (int(metadata["config"]["json_size"]) + 4096)
+        # Both copies come first: twice the JSON area and its binary header.
+        start = 2 * (int(metadata["config"]["json_size"]) + layout.BINARY_SIZE)
         space = Extent(start, int(metadata["config"]["keyslots_size"]))
         areas = [keyslot["area"] for keyslot in metadata["keyslots"].values()]
         taken = [Extent(int(area["offset"]), int(area["size"])) for area in areas]
-        needed = -(-key_size * AF_STRIPES // AREA_ALIGNMENT) * AREA_ALIGNMENT
+        needed = layout.keyslot_area_size(key_size)
         return any(gap.size >= needed for gap in subtract(space, taken))
 
     def _set_pbkdf(self, pbkdf: Pbkdf) -> None:
@@ -248,7 +243,7 @@ class Context:
 
 def _check_token(token: int) -> None:
     # Negative numbers mean "any" to libcryptsetup, and "any" is the planner's to decide.
-    if not 0 <= token < MAX_TOKENS:
+    if not 0 <= token < layout.TOKENS_MAX:
         raise InvalidRequest(f"cannot change token {token}: the number is out of range")
 
 

@@ -165,9 +165,7 @@ class BlockDevice:
     def _read_direct(self, offset: int, length: int) -> bytes:
         start = offset - offset % _DIRECT_ALIGNMENT
         wanted = offset + length - start
-        aligned = wanted + -wanted % _DIRECT_ALIGNMENT
-        if self._identity.block:  # the last sectors of a device need not fill a whole block
-            aligned = min(aligned, self._size - start)
+        aligned = wanted + -wanted % _DIRECT_ALIGNMENT  # what is behind the end comes back as a short read
         fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             with mmap.mmap(-1, aligned) as buffer, memoryview(buffer) as view:

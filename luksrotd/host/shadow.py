@@ -71,6 +71,11 @@ class MemfdShadow:
             raise EngineError(f"cannot read the shadow at {offset}: {len(data)} of {length} bytes")
         return data
 
+    def clear(self) -> None:
+        """Make it all zeros again; its pages stay allocated."""
+        for extent in self.data_extents():
+            self.write(extent.offset, bytes(extent.size))
+
     def data_extents(self) -> tuple[Extent, ...]:
         """Ascending ranges, of whole pages but for the end, that may hold something else than zeros."""
         try:

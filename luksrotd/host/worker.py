@@ -61,8 +61,13 @@ class WorkerEngine:
         with contextlib.ExitStack() as ours_only, contextlib.ExitStack() as until_spawned:
             copies = until_spawned.enter_context(_duplicates([shadow.fd, *(s.fd for s in secrets.values())]))
             ours, theirs, stderr = ours_only.enter_context(_plumbing())
-            process = await self._spawn(theirs, copies, stderr)
+            # asyncio forgets the process when it is cancelled while it kills the one that it was cancelled at starting.
+            spawning = asyncio.ensure_future(self._spawn(theirs, copies, stderr))
+            cancelled = await _to_the_end(spawning)
+            process = spawning.result()
             try:
+                if cancelled is not None:
+                    raise cancelled
                 until_spawned.close()
                 theirs.close()
                 worker = WorkerSession(process, ours, stderr, self.deadlines)
@@ -244,19 +249,24 @@ def _duplicates(fds: Sequence[int]) -> Iterator[list[int]]:
 
 async def _finish(process: Process) -> None:
     """Kill the worker's process group and reap the worker, however often this task is cancelled meanwhile."""
-    reaped = asyncio.ensure_future(process.wait())
-    cancelled: asyncio.CancelledError | None = None
     # The group, not only its leader: a worker that was taken over may have forked.
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    while not reaped.done():
-        try:
-            await asyncio.shield(reaped)
-        except asyncio.CancelledError as error:
-            cancelled = error
+    cancelled = await _to_the_end(asyncio.ensure_future(process.wait()))
     if cancelled is not None:
         raise cancelled
+
+
+async def _to_the_end(future: asyncio.Future[Any]) -> asyncio.CancelledError | None:
+    """Wait until ``future`` is done, whatever its outcome; the last cancellation of this task that came meanwhile."""
+    cancelled = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    return cancelled
 
 
 def _signal_name(number: int) -> str:

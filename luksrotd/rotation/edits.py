@@ -27,7 +27,7 @@ MAX_PARALLEL: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Pbkdf:
-    """Cost of a key derivation; ``None`` means libcryptsetup's default (with its benchmark if no iterations are forced).
+    """Cost of a key derivation; ``None`` means libcryptsetup's default (benchmarked if no iterations are forced).
 
     ``iterations`` forces the count (time cost for argon2), ``memory_kib`` is in KiB, ``parallel`` in threads.
     Source: crypt_set_pbkdf_type(3), cryptsetup(8) ``--pbkdf*``.
@@ -45,9 +45,13 @@ class Pbkdf:
         if self.type == "pbkdf2" and (self.memory_kib is not None or self.parallel is not None):
             raise InvalidRequest("cannot give memory or threads for pbkdf2: only argon2 takes them")
         if self.iterations is not None and not MIN_ITERATIONS[self.type] <= self.iterations < 2**32:
-            raise InvalidRequest(f"cannot use {self.iterations} iterations: {self.type} takes at least {MIN_ITERATIONS[self.type]}")
+            raise InvalidRequest(
+                f"cannot use {self.iterations} iterations: {self.type} takes at least {MIN_ITERATIONS[self.type]}"
+            )
         if self.memory_kib is not None and not MIN_MEMORY_KIB <= self.memory_kib <= MAX_MEMORY_KIB:
-            raise InvalidRequest(f"cannot use {self.memory_kib} KiB: argon2 takes {MIN_MEMORY_KIB} to {MAX_MEMORY_KIB} KiB")
+            raise InvalidRequest(
+                f"cannot use {self.memory_kib} KiB: argon2 takes {MIN_MEMORY_KIB} to {MAX_MEMORY_KIB} KiB"
+            )
         if self.parallel is not None and not 1 <= self.parallel <= MAX_PARALLEL:
             raise InvalidRequest(f"cannot use {self.parallel} threads: argon2 takes 1 to {MAX_PARALLEL}")
 
@@ -115,7 +119,7 @@ def from_wire(wire: Mapping[str, Any]) -> Edit:
     """The edit that ``to_wire`` wrote; raises ``InvalidRequest`` for anything else."""
     try:
         return _from_wire(wire["edit"], wire)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise InvalidRequest("cannot read an edit: it is malformed") from error
 
 

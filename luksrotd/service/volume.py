@@ -92,9 +92,7 @@ class Volumes:
     ) -> KeyChange:
         """Give the volume a managed key: keyslot and token born in one commit."""
         request = EnrollRequest(data, self._host.clock.now(), pbkdf, name)
-        done = await self._transactor.run(
-            ref, lambda seen: policy.enroll(seen, request), secrets, progress, deliver
-        )
+        done = await self._transactor.run(ref, lambda seen: policy.enroll(seen, request), secrets, progress, deliver)
         return self._changed(done, "key enrolled")
 
     async def rotate(
@@ -110,9 +108,7 @@ class Volumes:
     ) -> KeyChange:
         """Replace a managed key: new keyslot, token and the wipe of the old area in one transaction."""
         request = RotateRequest(data, self._host.clock.now(), pbkdf, name)
-        done = await self._transactor.run(
-            ref, lambda seen: policy.rotate(seen, request), secrets, progress, deliver
-        )
+        done = await self._transactor.run(ref, lambda seen: policy.rotate(seen, request), secrets, progress, deliver)
         return self._changed(done, "key rotated")
 
     async def verify(self, ref: DeviceRef, secret: SecretSource, *, name: str = DEFAULT_KEY_NAME) -> bool:

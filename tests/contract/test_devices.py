@@ -3,7 +3,7 @@
 
 import os
 import resource
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 
@@ -195,6 +195,17 @@ def test_read_medium_does_not_believe_the_page_cache(tmp_path, sector):
             file.write(b"\xee" * 4096)
         assert device.read(0, 4096) == PATTERN[:4096]
         assert device.read_medium(0, 8192) == b"\xee" * 4096 + PATTERN[4096:8192]
+        device.close()
+
+
+@pytest.mark.parametrize("loop", [False, True], ids=["file", "loop"])
+def test_read_medium_reaches_an_end_that_is_not_aligned(tmp_path, loop):
+    image = tmp_path / "image"
+    image.write_bytes(PATTERN + b"e" * 512)
+    with loop_device(image) if loop else nullcontext(str(image)) as path:
+        device = BlockDevices().open(DeviceRef(path))
+        assert device.read_medium(MIB - 4096, 4608) == PATTERN[-4096:] + b"e" * 512
+        assert device.read_medium(MIB + 511, 1) == b"e"
         device.close()
 
 

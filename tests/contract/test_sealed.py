@@ -148,6 +148,18 @@ def test_wiping_reaches_every_descriptor():
         os.close(reader)
 
 
+def test_wiping_zeroes_the_memory_and_does_not_only_let_go_of_it():
+    """A pipe that the memfd was spliced into refers to its very page, which outlives the truncation."""
+    take, put = os.pipe2(os.O_CLOEXEC)
+    with SecretMemfd() as memfd:
+        os.write(memfd.fd, SECRET)
+        assert os.splice(memfd.fd, put, len(SECRET), offset_src=0) == len(SECRET)
+        memfd.wipe()
+    assert os.read(take, 100) == bytes(len(SECRET))
+    os.close(take)
+    os.close(put)
+
+
 def test_closing_wipes_what_is_not_sealed_and_is_idempotent():
     memfd = SecretMemfd()
     os.write(memfd.fd, SECRET)

@@ -46,6 +46,15 @@ def test_what_is_written_is_read(shadow, offset, length):
     assert around == bytes(len(around))
 
 
+def test_clear_makes_it_all_zeros_again(shadow):
+    shadow.write(MIB + 100, b"old secret")
+    shadow.clear()
+    assert shadow.length == 16 * MIB + 512
+    assert shadow.read(MIB, 4096) == bytes(4096)
+    shadow.write(0, b"new")
+    assert shadow.read(0, 4) == b"new\0"
+
+
 def test_data_extents_cover_what_was_written_and_little_more(shadow):
     shadow.write(0, b"a" * 32768)
     shadow.write(MIB + 100, b"b")

@@ -43,6 +43,11 @@ class SimShadow:
         pages = b"".join(bytes(self._pages.get(number, bytes(PAGE))) for number in range(first, last))
         return pages[offset - first * PAGE :][:length]
 
+    def clear(self) -> None:
+        """Make it all zeros again."""
+        for page in self._pages.values():
+            page[:] = bytes(PAGE)
+
     def data_extents(self) -> tuple[Extent, ...]:
         """Ranges of pages that were written to."""
         return merge(Extent(number * PAGE, min(PAGE, self._length - number * PAGE)) for number in self._pages)

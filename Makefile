@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# On a fresh Debian with git, make and python3, `make demo`, `make test` and `make check` set up all that they need.
+
+# Debian's own interpreter first: the Debian packages of the dependencies are built for it.
+PYTHON ?= $(firstword $(foreach python,/usr/bin/python3 python3,$(shell \
+	$(python) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(python))))
+# Installs, or asks for, the Debian packages; DEPS=true takes them for granted.
+DEPS ?= packaging/install-deps
+# Further arguments for pytest in `make test`.
+PYTEST_ARGS ?=
+
+PIP = .venv/bin/python -m pip --quiet --disable-pip-version-check --no-input install
+LOCKED = --require-hashes --no-build-isolation
+
+MAN_PAGES = $(patsubst docs/man/%.scd,build/man/%,$(wildcard docs/man/*.scd))
+
+.PHONY: help deps venv venv-dev demo test check man lock clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo    show what luksrotd does'
+	@echo 'make test    run all tests'
+	@echo 'make check   run the formatter, the linters and the type checker'
+	@echo 'make man     build the man pages into build/man'
+	@echo 'make venv    only set up .venv with luksrotd in it'
+	@echo 'make lock    renew packaging/*.lock'
+	@echo 'make clean   remove what was built'
+
+deps:
+	@$(DEPS)
+
+venv: .venv/luksrotd.stamp
+venv-dev: .venv/dev.stamp
+
+# The stamps lie in .venv, so that they go with it.  Build requirements come first, and as wheels, so that
+# whatever is built after them is built with what is locked.
+.venv/build.stamp: packaging/requirements-build.lock | deps
+	@test -n '$(PYTHON)' || { echo 'cannot set up .venv: Python 3.11 or newer is needed' >&2; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+	$(PIP) --require-hashes --only-binary :all: -r $<
+	@touch $@
+
+.venv/requirements.stamp: packaging/requirements.lock .venv/build.stamp
+	$(PIP) $(LOCKED) -r $<
+	@touch $@
+
+.venv/luksrotd.stamp: pyproject.toml packaging/luksrotd_build.py luksrotd/cryptsetup/ffi_build.py .venv/requirements.stamp
+	$(PIP) --no-build-isolation --no-index --no-deps --editable .
+	.venv/bin/python -m pip --disable-pip-version-check check
+	@touch $@
+
+.venv/dev.stamp: packaging/requirements-dev.lock .venv/luksrotd.stamp
+	$(PIP) $(LOCKED) -r $<
+	@touch $@
+
+demo: deps venv
+	.venv/bin/python -m tests.demo
+
+# One run: all tests, with the branch coverage of the decision code measured on its own tests (tests/conftest.py).
+test: deps venv-dev
+	.venv/bin/python -m pytest --cov --hypothesis-profile=ci $(PYTEST_ARGS)
+
+check: deps venv-dev
+	.venv/bin/ruff format --check
+	.venv/bin/ruff check
+	.venv/bin/mypy luksrotd tests/support
+	.venv/bin/lint-imports
+
+man: deps $(MAN_PAGES)
+
+build/man/%: docs/man/%.scd
+	@mkdir -p $(@D)
+	scdoc <$< >$@
+
+# Versions move only here.  Each lock starts from nothing; the later ones are held to the earlier ones' versions.
+lock: deps
+	$(PYTHON) -m venv --clear build/lock
+	build/lock/bin/python -m pip --quiet --disable-pip-version-check install uv
+	cd packaging && for name in requirements-build requirements requirements-dev; do \
+		../build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+			--no-annotate --custom-compile-command 'make lock' --output-file $$name.lock $$name.in || exit; \
+	done
+
+clean:
+	rm -rf .venv build dist luksrotd.egg-info .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache \
+		.ruff_cache luksrotd/cryptsetup/_ffi*.so
+	find luksrotd tests packaging -name __pycache__ -prune -exec rm -rf {} +

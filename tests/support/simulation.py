@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A whole simulated host with one volume: the use cases run on it as they run on the real one."""
+
+import asyncio
+import atexit
+import functools
+import os
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from luksrotd.luks2.pair import Pair, parse_pair
+from luksrotd.ports import DeviceRef, Host, SecretFd
+from luksrotd.rotation.edits import Pbkdf
+from luksrotd.service.volume import KeyChange, Reconciled, Volumes
+from tests.support.simdisk import SimDevices, SimDisk
+from tests.support.simengine import SimEngine
+from tests.support.simhost import SimClock, SimEntropy, SimJournal, SimProbe
+from tests.support.simlocks import SimLocks
+from tests.support.simshadow import SimShadows
+
+CHEAP = Pbkdf("pbkdf2", iterations=1000)
+MAIN, OLD, NEW = b"main passphrase", b"old backup key", b"new backup key"
+
+T = TypeVar("T")
+
+
+class Simulation:
+    """One disk, one engine, and the use cases on them; ``disk.log`` has what was written."""
+
+    def __init__(self, content: bytes, *, sector_size: int = 512, seed: int = 7) -> None:
+        self.disk = SimDisk(content, path="/dev/sim0", sector_size=sector_size)
+        self.engine = SimEngine(seed)
+        self.locks = SimLocks()
+        self.journal = SimJournal()
+        self.probe = SimProbe()
+        self.shadows = SimShadows()
+        self.devices = SimDevices(self.disk)
+        self.host = Host(
+            self.devices, self.locks, self.shadows, self.engine, self.probe, SimEntropy(seed), SimClock(), self.journal
+        )
+        self.volumes = Volumes(self.host)
+        self.ref = DeviceRef("/dev/sim0")
+
+    @property
+    def pair(self) -> Pair:
+        """The header copies as a reader on the running system sees them."""
+        return parse_pair(self.disk.content)
+
+    def enroll(self, unlock: bytes, new: bytes, **data: Any) -> KeyChange:
+        """Enrol the key named "backup"."""
+        with secrets(unlock=unlock, new=new) as sources:
+            return run(self.volumes.enroll(self.ref, sources, data=data, pbkdf=CHEAP))
+
+    def rotate(self, unlock: bytes, new: bytes, **data: Any) -> KeyChange:
+        """Rotate the key named "backup"."""
+        with secrets(unlock=unlock, new=new) as sources:
+            return run(self.volumes.rotate(self.ref, sources, data=data, pbkdf=CHEAP))
+
+    def reconcile(self, *, dry_run: bool = False) -> Reconciled:
+        """Reconcile the volume."""
+        return run(self.volumes.reconcile(self.ref, dry_run=dry_run))
+
+
+@functools.cache
+def _runner() -> asyncio.Runner:
+    """One loop, with its threads, for all: a crash enumeration reconciles thousands of volumes."""
+    runner = asyncio.Runner()
+    atexit.register(runner.close)
+    return runner
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a use case to its end."""
+    return _runner().run(work)
+
+
+@contextmanager
+def secrets(**named: bytes) -> Iterator[dict[str, SecretFd]]:
+    """Secrets in memfds, by name."""
+    fds: dict[str, int] = {}
+    try:
+        for name, secret in named.items():
+            fds[name] = os.memfd_create(name)
+            os.write(fds[name], secret)
+            os.lseek(fds[name], 0, os.SEEK_SET)
+        yield {name: SecretFd(fd) for name, fd in fds.items()}
+    finally:
+        for fd in fds.values():
+            os.close(fd)
