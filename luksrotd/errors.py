@@ -231,6 +231,12 @@ class ConsistencyError(LuksrotdError):
     code = "PlanRejected"
 
 
+class Unreachable(LuksrotdError):
+    """The daemon cannot be reached, or has gone in the middle of an operation; raised by its clients."""
+
+    code = "Unreachable"
+
+
 class Internal(LuksrotdError):
     """A bug in luksrotd; the journal has the details."""
 

@@ -83,7 +83,7 @@ class Objects:
                 return self._standard(name, message)
         if not self._exists(message.path):
             raise _dbus_error(ErrorType.UNKNOWN_OBJECT, f"no object at {message.path}")
-        if message.interface is not None and not self._has(message.path, message.interface):
+        if message.interface and not self._has(message.path, message.interface):
             raise _dbus_error(ErrorType.UNKNOWN_INTERFACE, f"no interface {message.interface} at {message.path}")
         raise _dbus_error(ErrorType.UNKNOWN_METHOD, f"no method {message.member} at {message.path}")
 

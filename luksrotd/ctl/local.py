@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""luksrotd in this process, for ``--direct``: the use cases on the real ports, without a bus."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from luksrotd import direct
+from luksrotd.ctl import model, secrets
+from luksrotd.ctl.naming import uuid_of
+from luksrotd.errors import Cancelled, DeviceError, LockError, NotAuthorized, Outcome
+from luksrotd.ports import DeviceRef, GenerateInto, SecretFd, SecretSource
+from luksrotd.rotation.edits import NEW, PBKDF_FOR_RANDOM_KEYS, UNLOCK, Pbkdf
+
+#: The last stage of an operation (``service.progress.Stage.DONE``): from then on there is nothing to be stopped.
+_DONE = "done"
+
+
+class Local:
+    """``model.Backend`` without a bus."""
+
+    def __init__(self) -> None:
+        self._volumes = direct.volumes()
+        self._done = False
+
+    async def devices(self) -> Sequence[model.Device]:
+        """See ``model.Backend``; raises ``NotAuthorized`` for one who must not read block devices."""
+        return [model.Device(node) for node in direct.scan()]
+
+    async def volume(self, device: model.Device, *, data: bool) -> model.Volume:
+        """See ``model.Backend``."""
+        with _permissions():
+            ref = _ref(device)
+            seen, problems = await self._volumes.look(ref), await self._volumes.findings(ref)
+        keys = [
+            model.Key(
+                token=key.token.id,
+                name=key.token.name,
+                generation=key.token.generation,
+                state=str(key.token.state),
+                keyslot=key.keyslot.id if key.keyslot else None,
+                rotated_at=key.token.rotated_at,
+                wipe_pending=bool(key.token.wipe),
+                changed=key.stale,
+                data=key.token.data if data else None,
+            )
+            for key in seen.keys
+        ]
+        return model.Volume(
+            device=ref.metadata_path,
+            uuid=seen.uuid,
+            label=seen.label,
+            seqid=seen.seqid,
+            keys=keys,
+            keyslots=sorted(seen.metadata.keyslots),
+            ordinary_keyslots=seen.ordinary,
+            tokens={number: token.type for number, token in sorted(seen.metadata.tokens.items())},
+            problems=_findings(problems),
+        )
+
+    async def enroll(
+        self, device: model.Device, request: model.KeyRequest, progress: model.Progress
+    ) -> model.KeyChange:
+        """See ``model.Backend``."""
+        async with self._prepared(request) as (sources, pbkdf, deliver):
+            return _changed(
+                await self._volumes.enroll(
+                    _ref(device),
+                    sources,
+                    data=request.data or {},
+                    pbkdf=pbkdf,
+                    name=request.name,
+                    progress=self._watched(progress),
+                    deliver=deliver,
+                )
+            )
+
+    async def rotate(
+        self, device: model.Device, request: model.KeyRequest, progress: model.Progress
+    ) -> model.KeyChange:
+        """See ``model.Backend``."""
+        async with self._prepared(request) as (sources, pbkdf, deliver):
+            return _changed(
+                await self._volumes.rotate(
+                    _ref(device),
+                    sources,
+                    data=request.data,
+                    pbkdf=pbkdf,
+                    name=request.name,
+                    progress=self._watched(progress),
+                    deliver=deliver,
+                )
+            )
+
+    async def verify(self, device: model.Device, name: str, credential: int) -> bool:
+        """See ``model.Backend``."""
+        with _permissions():
+            return await self._volumes.verify(_ref(device), SecretFd(credential), name=name)
+
+    async def reconcile(self, device: model.Device, *, dry_run: bool) -> model.Reconciled:
+        """See ``model.Backend``."""
+        try:
+            with _permissions():
+                done = await self._volumes.reconcile(_ref(device), dry_run=dry_run)
+        except asyncio.CancelledError:
+            # It may have made one repair of several.
+            outcome = Outcome.UNCHANGED if dry_run else Outcome.UNKNOWN
+            raise Cancelled("cannot go on: the reconcile was interrupted", outcome=outcome) from None
+        return model.Reconciled(_findings(done.found), _findings(done.left))
+
+    def interrupt(self, task: asyncio.Task[Any]) -> None:
+        """Cancel; the commit ignores it after its point of no return, and so does this when all is done."""
+        if not self._done:
+            task.cancel()
+
+    async def close(self) -> None:
+        """Nothing to let go of."""
+
+    @asynccontextmanager
+    async def _prepared(
+        self, request: model.KeyRequest
+    ) -> AsyncIterator[tuple[Mapping[str, SecretSource], Pbkdf, Any]]:
+        credential = SecretFd(request.credential)
+        with _permissions():
+            if isinstance(request.new, int):
+                sources: Mapping[str, SecretSource] = {UNLOCK: credential, NEW: SecretFd(request.new)}
+                yield sources, request.pbkdf or Pbkdf(), _nothing
+                return
+            with secrets.memfd() as fd:
+                delivery = request.new
+
+                async def deliver() -> None:
+                    delivery.deliver(fd)
+
+                yield {UNLOCK: credential, NEW: GenerateInto(fd)}, request.pbkdf or PBKDF_FOR_RANDOM_KEYS, deliver
+
+    def _watched(self, progress: model.Progress) -> model.Progress:
+        def entered(step: str) -> None:
+            self._done = step == _DONE
+            progress(step)
+
+        return entered
+
+
+async def _nothing() -> None:
+    pass
+
+
+def _ref(device: model.Device) -> DeviceRef:
+    uuid = uuid_of(device.name)
+    return direct.device_ref(direct.node_of(uuid) if uuid else device.name, device.header)
+
+
+def _findings(findings: Iterable[Any]) -> Sequence[model.Finding]:
+    return [model.Finding(str(found.code), str(found.action), found.message) for found in findings]
+
+
+def _changed(change: Any) -> model.KeyChange:
+    return model.KeyChange(change.name, change.generation, change.keyslot, change.seqid_before, change.seqid_after)
+
+
+@contextmanager
+def _permissions() -> Iterator[None]:
+    """What the kernel forbids this user is an authorization error, as it would be over the bus."""
+    try:
+        yield
+    except (DeviceError, LockError) as error:
+        if isinstance(error.__cause__, PermissionError) and error.outcome is Outcome.UNCHANGED:
+            raise NotAuthorized(error.message) from error
+        raise

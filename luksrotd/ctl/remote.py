@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""luksrotd over the system bus (dbus/*.xml): every secret goes as a descriptor, and a job is followed to its end."""
+
+import asyncio
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from dbus_next.signature import Variant
+
+from luksrotd import names
+from luksrotd.ctl import model
+from luksrotd.ctl.connection import Connection, error_of
+from luksrotd.ctl.naming import uuid_of
+from luksrotd.errors import (
+    Cancelled,
+    InvalidRequest,
+    LuksrotdError,
+    Outcome,
+    SecretRejected,
+    UnknownDevice,
+    Unreachable,
+)
+
+_DELIVERING: Final = "delivering"
+#: How often somebody must interrupt who does not want to wait for the daemon's answer to the first time.
+_PATIENCE: Final = 3
+
+
+class Remote:
+    """``model.Backend`` over the system bus."""
+
+    def __init__(self) -> None:
+        self._bus = Connection()
+        self._interrupts = 0
+        self._in_job = False
+
+    async def devices(self) -> Sequence[model.Device]:
+        """See ``model.Backend``; a device is named by its object path."""
+        reply = await self._bus.call(names.ROOT_PATH, (names.MANAGER_INTERFACE, "GetDevices"))
+        return [model.Device(path) for path in reply.body[0]]
+
+    async def volume(self, device: model.Device, *, data: bool) -> model.Volume:
+        """See ``model.Backend``."""
+        path = await self._object(device)
+        found = await self._bus.properties(path, names.DEVICE_INTERFACE)
+        keys = []
+        for token, key in ((token, _values(key)) for token, key in sorted(found["Keys"].items())):
+            keys.append(
+                model.Key(
+                    token=token,
+                    name=key["name"],
+                    generation=key["generation"],
+                    state=key["state"],
+                    keyslot=None if key["keyslot"] < 0 else key["keyslot"],
+                    rotated_at=key["rotated-at"],
+                    wipe_pending=key["wipe-pending"],
+                    changed=key["changed"],
+                    data=await self._data(path, key["name"]) if data else None,
+                )
+            )
+        return model.Volume(
+            device=found["Node"],
+            uuid=found["UUID"],
+            label=found["Label"],
+            seqid=found["Generation"],
+            keys=keys,
+            keyslots=found["Keyslots"],
+            ordinary_keyslots=found["OrdinaryKeyslots"],
+            tokens=dict(sorted(found["Tokens"].items())),
+            problems=_findings(found["Problems"]),
+            busy=found["Busy"],
+        )
+
+    async def enroll(
+        self, device: model.Device, request: model.KeyRequest, progress: model.Progress
+    ) -> model.KeyChange:
+        """See ``model.Backend``."""
+        return await self._job("Enroll", device, request, progress)
+
+    async def rotate(
+        self, device: model.Device, request: model.KeyRequest, progress: model.Progress
+    ) -> model.KeyChange:
+        """See ``model.Backend``."""
+        return await self._job("Rotate", device, request, progress)
+
+    async def verify(self, device: model.Device, name: str, credential: int) -> bool:
+        """See ``model.Backend``."""
+        body = [name, {"fd": Variant("h", 0)}, {}]
+        path, method = await self._object(device), (names.DEVICE_INTERFACE, "VerifyKey")
+        return bool((await self._bus.call(path, method, "sa{sv}a{sv}", body, fds=[credential])).body[0])
+
+    async def reconcile(self, device: model.Device, *, dry_run: bool) -> model.Reconciled:
+        """See ``model.Backend``."""
+        path, method = await self._object(device), (names.DEVICE_INTERFACE, "Reconcile")
+        lost = Outcome.UNCHANGED if dry_run else Outcome.UNKNOWN
+        body = [{"dry-run": Variant("b", dry_run)}]
+        try:
+            found, left = (await self._bus.call(path, method, body=body, lost=lost)).body
+        except asyncio.CancelledError:
+            raise Cancelled("cannot wait any longer: the reconcile was interrupted", outcome=lost) from None
+        return model.Reconciled(_findings(found), _findings(left))
+
+    def interrupt(self, task: asyncio.Task[Any]) -> None:
+        """Ask the job to stop and go on waiting for its end; where there is no job, or no patience left, stop."""
+        self._interrupts += 1
+        if self._in_job and self._interrupts < _PATIENCE:
+            self._bus.signals.put_nowait(None)
+        else:
+            task.cancel()
+
+    async def close(self) -> None:
+        """Leave the bus; what the daemon still does for this connection alone ends."""
+        self._bus.close()
+
+    async def _object(self, device: model.Device) -> str:
+        if device.header is not None:
+            raise InvalidRequest("cannot use --header over the bus: see --direct")
+        if device.name.startswith(f"{names.DEVICE_PATH}/"):
+            return device.name
+        body = [uuid_of(device.name) or _block_device(device.name), {}]
+        reply = await self._bus.call(names.ROOT_PATH, (names.MANAGER_INTERFACE, "GetDevice"), "sa{sv}", body)
+        return str(reply.body[0])
+
+    async def _data(self, path: str, name: str) -> Mapping[str, Any] | None:
+        try:
+            reply = await self._bus.call(path, (names.DEVICE_INTERFACE, "GetData"), "sa{sv}", [name, {}])
+        except LuksrotdError:  # not authorized, or two keys of that name: the rest can be shown all the same
+            return None
+        data = json.loads(reply.body[0])
+        return data if isinstance(data, dict) else None
+
+    async def _job(
+        self, method: str, device: model.Device, request: model.KeyRequest, progress: model.Progress
+    ) -> model.KeyChange:
+        path = await self._object(device)
+        await self._bus.listen()
+        fds = [request.credential]
+        new = {"generate": Variant("b", True)}
+        if isinstance(request.new, int):
+            fds.append(request.new)
+            new = {"fd": Variant("h", 1)}
+        body = [request.name, {"fd": Variant("h", 0)}, new, _options(request)]
+        member, signature = (names.DEVICE_INTERFACE, method), "sa{sv}a{sv}a{sv}"
+        self._in_job = True
+        try:
+            reply = await self._bus.call(path, member, signature, body, fds=fds, lost=Outcome.UNKNOWN)
+            job = str(reply.body[0])
+            failure = await self._follow(job, request.new, progress)
+            if failure is not None:
+                raise failure
+            result = _values((await self._bus.properties(job, names.JOB_INTERFACE))["Result"])
+        except asyncio.CancelledError:
+            raise Cancelled("cannot wait any longer: the daemon goes on", outcome=Outcome.UNKNOWN) from None
+        finally:
+            self._in_job = False
+        numbers = (result[member] for member in ("generation", "keyslot", "seqid-before", "seqid-after"))
+        return model.KeyChange(result["name"], *numbers)
+
+    async def _follow(self, job: str, new: int | model.Delivery, progress: model.Progress) -> LuksrotdError | None:
+        """Wait for the end of the job, and deliver its key meanwhile; the error that it ended with."""
+        undelivered: LuksrotdError | None = None
+        while True:
+            event = await self._bus.signals.get()
+            if event is None:
+                await self._cancel(job)
+            elif event.member == "NameOwnerChanged":
+                return Unreachable("cannot go on: luksrotd has gone from the system bus", outcome=Outcome.UNKNOWN)
+            elif event.path != job:
+                continue
+            elif event.member == "Completed":
+                return _end(event.body, undelivered)
+            elif event.member == "PropertiesChanged" and "Stage" in event.body[1]:
+                stage = event.body[1]["Stage"].value
+                progress(stage)
+                if stage == _DELIVERING and not isinstance(new, int):
+                    undelivered = await self._take(job, new)
+
+    async def _take(self, job: str, delivery: model.Delivery) -> LuksrotdError | None:
+        """Make the key safe; if that cannot be, stop the job before it commits."""
+        try:
+            delivery.check()
+            reply = await self._bus.call(job, (names.JOB_INTERFACE, "TakeKey"))
+            fd = reply.unix_fds[reply.body[0]]
+            try:
+                delivery.deliver(fd)
+            finally:
+                os.close(fd)
+        except LuksrotdError as error:
+            await self._cancel(job)
+            return error
+        return None
+
+    async def _cancel(self, job: str) -> None:
+        try:
+            await self._bus.call(job, (names.JOB_INTERFACE, "Cancel"))
+        except LuksrotdError:
+            return  # it cannot be cancelled any more, and its end will tell the rest
+
+
+def _block_device(name: str) -> str:
+    path = Path(name).absolute()
+    if path.is_file() or path.is_dir():
+        raise UnknownDevice(f"cannot use {name} over the bus: it is no block device; for an image file see --direct")
+    return str(path)
+
+
+def _end(completed: Sequence[Any], undelivered: LuksrotdError | None) -> LuksrotdError | None:
+    """The error, if any, that a job has ended with."""
+    success, outcome, name, text = completed
+    if success:
+        if undelivered is None:
+            return None
+        message = f"{undelivered.message}; the key was changed all the same, and is lost: rotate it again"
+        return SecretRejected(message, outcome=Outcome.COMMITTED)
+    told = error_of(name, text)
+    known = Outcome(outcome) if outcome in list(Outcome) else Outcome.UNKNOWN
+    return undelivered if undelivered and known is Outcome.UNCHANGED else type(told)(told.message, outcome=known)
+
+
+def _options(request: model.KeyRequest) -> dict[str, Variant]:
+    options = {}
+    if request.data is not None:
+        options["data"] = Variant("s", json.dumps(request.data))
+    if request.pbkdf is not None:
+        options["pbkdf"] = Variant("s", request.pbkdf.type)
+        numbers = {
+            "pbkdf-force-iterations": request.pbkdf.iterations,
+            "pbkdf-memory": request.pbkdf.memory_kib,
+            "pbkdf-parallel": request.pbkdf.parallel,
+        }
+        options |= {name: Variant("u", number) for name, number in numbers.items() if number is not None}
+    return options
+
+
+def _values(variants: Mapping[str, Variant]) -> dict[str, Any]:
+    return {name: variant.value for name, variant in variants.items()}
+
+
+def _findings(found: Sequence[Sequence[str]]) -> Sequence[model.Finding]:
+    return [model.Finding(*finding) for finding in found]

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The use cases on the real ports, without a bus: for ``luksrotctl --direct``; the daemon builds its host here too."""
+
+import errno
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from luksrotd.errors import (
+    DeviceError,
+    FormatError,
+    InvalidRequest,
+    LuksrotdError,
+    NotAuthorized,
+    NotLuks2,
+    UnknownDevice,
+)
+from luksrotd.host.blockdev import BlockDevices
+from luksrotd.host.clock import SystemClock
+from luksrotd.host.entropy import KernelEntropy
+from luksrotd.host.journal import JOURNAL_SOCKET, SystemdJournal
+from luksrotd.host.locks import HostLocks
+from luksrotd.host.probe import WipefsProbe
+from luksrotd.host.shadow import MemfdShadows
+from luksrotd.host.worker import WorkerEngine
+from luksrotd.luks2.pair import read_pair
+from luksrotd.ports import DeviceLocks, DeviceRef, Host, Journal, KeyslotEngine
+from luksrotd.service.volume import Volumes
+
+BY_UUID: Final = Path("/dev/disk/by-uuid")
+BLOCK_DEVICES: Final = Path("/sys/class/block")
+
+#: A drive without a medium, a node without a driver: nothing to be told about.
+_ABSENT: Final = frozenset({errno.ENOMEDIUM, errno.ENXIO, errno.ENODEV, errno.ENOENT})
+
+
+class NoJournal:
+    """``ports.Journal`` for a caller that tells its user itself, where no journal is listening."""
+
+    def record(self, message: str, **fields: str | int) -> None:
+        """Nothing."""
+
+
+def build_host(
+    *, journal: Journal | None = None, locks: DeviceLocks | None = None, engine: KeyslotEngine | None = None
+) -> Host:
+    """The ports of this machine; a daemon brings its own journal, its waiting times and its admission of workers."""
+    return Host(
+        devices=BlockDevices(),
+        locks=locks or HostLocks(),
+        shadows=MemfdShadows(),
+        engine=engine or WorkerEngine(),
+        probe=WipefsProbe(),
+        entropy=KernelEntropy(),
+        clock=SystemClock(),
+        journal=journal or SystemdJournal(),
+    )
+
+
+def volumes() -> Volumes:
+    """The use cases for one caller at a terminal: recorded in the journal if there is one, never on stderr."""
+    return Volumes(build_host(journal=SystemdJournal() if Path(JOURNAL_SOCKET).exists() else NoJournal()))
+
+
+def device_ref(path: str, header: str | None = None) -> DeviceRef:
+    """A volume by the path of its block device or image, and of its detached header.
+
+    Where the header is detached nothing is ever read from ``path``, so a mistaken one would go unnoticed: raises
+    ``UnknownDevice`` and ``DeviceError``.
+    """
+    if header is not None:
+        try:
+            Path(path).stat()
+        except OSError as error:
+            kind = UnknownDevice if isinstance(error, FileNotFoundError) else DeviceError
+            raise kind(f"cannot open {path}: {error.strerror}") from error
+    return DeviceRef(path, header)
+
+
+def node_of(uuid: str) -> str:
+    """The block device that holds the volume ``uuid``; raises ``UnknownDevice``, or ``InvalidRequest`` for several.
+
+    udev's link comes first; where udev does not run (an initramfs, a container), or has not seen the device, all are
+    looked through.
+    """
+    link = BY_UUID / uuid.lower()
+    if link.exists():
+        return str(link.resolve())
+    found = [node for node in scan() if _uuid(node) == uuid.lower()]
+    if not found:
+        raise UnknownDevice(f"cannot find a block device with the LUKS UUID {uuid}")
+    if len(found) > 1:
+        raise InvalidRequest(f"cannot choose between {', '.join(found)}: all have the LUKS UUID {uuid}")
+    return found[0]
+
+
+def scan() -> tuple[str, ...]:
+    """The nodes of all block devices with a LUKS2 header, a damaged one too.
+
+    Raises ``NotAuthorized`` where block devices cannot be read.
+    """
+    found, forbidden = [], 0
+    for node in _nodes():
+        try:
+            if _holds_luks2(node):
+                found.append(node)
+        except PermissionError:
+            forbidden += 1
+    if forbidden and os.geteuid() != 0:
+        raise NotAuthorized(f"cannot read {forbidden} block devices: {os.strerror(errno.EACCES)}; try as root")
+    return tuple(found)
+
+
+def _nodes() -> Iterable[str]:
+    """In the kernel's order of names, numbers by value."""
+    try:
+        entries = sorted(BLOCK_DEVICES.iterdir(), key=lambda entry: (len(entry.name), entry.name))
+    except OSError as error:
+        raise DeviceError(f"cannot list the block devices: {error.strerror}") from error
+    for entry in entries:
+        try:
+            fields = dict(line.split("=", 1) for line in (entry / "uevent").read_text().splitlines() if "=" in line)
+            empty = int((entry / "size").read_text()) == 0
+        except (OSError, ValueError):  # it has gone meanwhile
+            continue
+        if "DEVNAME" in fields and not empty:
+            yield f"/dev/{fields['DEVNAME']}"
+
+
+def _holds_luks2(node: str) -> bool:
+    """Raises ``PermissionError``; a device that fails holds nothing."""
+    try:
+        return _uuid(node) is not None
+    except FormatError:
+        return True
+    except LuksrotdError as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise error.__cause__ from None
+        return False
+
+
+def _uuid(node: str) -> str | None:
+    """The LUKS UUID, ``None`` for what is no LUKS2; raises ``FormatError`` and ``DeviceError``."""
+    try:
+        device = BlockDevices().open(DeviceRef(node))
+        try:
+            return read_pair(device.read, device.size).winner.header.uuid
+        finally:
+            device.close()
+    except (UnknownDevice, NotLuks2):
+        return None
+    except DeviceError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _ABSENT:
+            return None
+        raise
