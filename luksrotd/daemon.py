@@ -8,9 +8,10 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from luksrotd import direct
 from luksrotd.bus import service
 from luksrotd.bus.authority import PolkitAuthority
 from luksrotd.bus.caller import Callers
@@ -19,18 +20,10 @@ from luksrotd.bus.guard import Guard
 from luksrotd.bus.publisher import Publisher
 from luksrotd.bus.secrets import Keyring
 from luksrotd.errors import LuksrotdError
-from luksrotd.host.blockdev import BlockDevices
-from luksrotd.host.clock import SystemClock
-from luksrotd.host.entropy import KernelEntropy
 from luksrotd.host.hardening import harden
-from luksrotd.host.journal import SystemdJournal
-from luksrotd.host.locks import HostLocks
 from luksrotd.host.notify import ServiceManager, watchdog_interval
-from luksrotd.host.probe import WipefsProbe
 from luksrotd.host.sealed import SecretMemfd
-from luksrotd.host.shadow import MemfdShadows
 from luksrotd.host.udev import UdevWatcher
-from luksrotd.host.worker import WorkerEngine
 from luksrotd.ports import Devices, Host, Watcher
 from luksrotd.service.operations import Operations
 from luksrotd.service.registry import Registry
@@ -122,20 +115,6 @@ class Decorators:
     watcher: Callable[[Watcher], Watcher] = lambda watcher: watcher
 
 
-def build_host(decorators: Decorators) -> Host:
-    """The real ports."""
-    return Host(
-        devices=decorators.devices(BlockDevices()),
-        locks=HostLocks(),
-        shadows=MemfdShadows(),
-        engine=WorkerEngine(),
-        probe=WipefsProbe(),
-        entropy=KernelEntropy(),
-        clock=SystemClock(),
-        journal=SystemdJournal(),
-    )
-
-
 async def serve(decorators: Decorators) -> int:
     """Connect to the system bus and serve until SIGTERM or SIGINT; the exit status."""
     loop = asyncio.get_running_loop()
@@ -148,7 +127,9 @@ async def serve(decorators: Decorators) -> int:
     except ConnectionError as error:
         log.error("cannot serve: %s", error)
         return 1
-    return await Daemon(bus, build_host(decorators), decorators.watcher(UdevWatcher()), ServiceManager()).run(stop)
+    host = direct.build_host()
+    host = replace(host, devices=decorators.devices(host.devices))
+    return await Daemon(bus, host, decorators.watcher(UdevWatcher()), ServiceManager()).run(stop)
 
 
 def launch(decorators: Decorators | None = None) -> int:
