@@ -18,10 +18,14 @@ from luksrotd.rotation.edits import Edit
 
 @dataclass(frozen=True, slots=True)
 class DeviceRef:
-    """How a caller names a volume: the data device or image, and the detached header if there is one."""
+    """How a caller names a volume: the data device or image, and the detached header if there is one.
+
+    ``uuid``: the LUKS UUID that must be found there, if it matters; a node may have got another volume meanwhile.
+    """
 
     path: str
     header: str | None = None
+    uuid: str | None = None
 
     @property
     def metadata_path(self) -> str:

@@ -4,11 +4,12 @@
 ============== =====================================================================================================
 ``transport``  framing and writing: the socket
 ``connection`` ``Bus``, the connection: dispatch, exports, calls
-``standard``   the standard interfaces (Peer, Introspectable, Properties, ObjectManager)
+``objects``    the exported objects, and the standard interfaces (Peer, Properties, ObjectManager and so on)
 ``interface``  ``Interface``, the base of every exported interface; properties and signals
 ``exposed``    ``@exposed``, the only way to export a method: signature, polkit action, error boundary
 ``values``     bodies of messages to Python values and back; received file descriptors
 ``caller``     who calls, and when they vanish
+``guard``      asks the authority about a caller, for as long as the caller is there
 ``authority``  polkit
 ``errors``     errors to D-Bus names and back
 ============== =====================================================================================================

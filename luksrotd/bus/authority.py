@@ -12,7 +12,7 @@ from dbus_next.errors import DBusError
 from dbus_next.message import Message
 from dbus_next.signature import Variant
 
-from luksrotd.bus.connection import body_of
+from luksrotd.bus.values import body_of
 from luksrotd.errors import InteractiveAuthorizationRequired, NotAuthorized
 from luksrotd.ports import Caller
 

@@ -7,6 +7,7 @@ dbus-next shows a method neither the sender nor the flags of its message.  ``Bus
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Final, Protocol
 
@@ -40,7 +41,7 @@ class Connection(Protocol):
     async def ask(self, member: str, signature: str = "", body: list[object] | None = None) -> list[object]:
         """Call the bus daemon."""
 
-    def add_message_handler(self, handler: object) -> None:
+    def add_message_handler(self, handler: Callable[[Message], Message | bool | None]) -> object:
         """See every incoming message."""
 
 

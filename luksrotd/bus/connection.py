@@ -29,7 +29,7 @@ from luksrotd.bus.exposed import Exposed, error_reply
 from luksrotd.bus.interface import Interface
 from luksrotd.bus.objects import OBJECT_MANAGER, Objects
 from luksrotd.bus.transport import BATCH, Incoming, Outgoing
-from luksrotd.bus.values import ReceivedFd
+from luksrotd.bus.values import ReceivedFd, body_of
 from luksrotd.errors import Cancelled, Internal
 
 log = logging.getLogger(__name__)
@@ -282,17 +282,6 @@ class Bus(MessageBus):
         for item in (getattr(self, "_stream", None), getattr(self, "_sock", None)):
             if item is not None:
                 item.close()
-
-
-def body_of(reply: Message | None) -> list[Any]:
-    """The body of a reply; raises ``DBusError`` if it is an error."""
-    if reply is None:
-        raise TypeError("a call without a reply has no body")
-    if reply.message_type is MessageType.ERROR:
-        text = reply.body[0] if reply.body and isinstance(reply.body[0], str) else ""
-        raise DBusError(reply.error_name, text, reply)  # type: ignore[no-untyped-call] # of dbus-next
-    body: list[Any] = reply.body
-    return body
 
 
 def _limit(text: str) -> DBusError:

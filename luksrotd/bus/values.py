@@ -9,6 +9,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from dbus_next.constants import MessageType
+from dbus_next.errors import DBusError
+from dbus_next.message import Message
 from dbus_next.signature import SignatureTree, SignatureType, Variant
 
 from luksrotd.errors import InvalidRequest
@@ -78,6 +81,17 @@ def check_options(table: OptionTable, options: Mapping[str, Variant], where: str
             raise InvalidRequest(f"cannot accept {where} {key!r} of type {variant.signature}, it must be {wanted}")
         if not isinstance(known, str):
             check_options(known, variant.value, f"{where} {key}.")
+
+
+def body_of(reply: Message | None) -> list[Any]:
+    """The body of a reply; raises ``DBusError`` if it is an error."""
+    if reply is None:
+        raise TypeError("a call without a reply has no body")
+    if reply.message_type is MessageType.ERROR:
+        text = reply.body[0] if reply.body and isinstance(reply.body[0], str) else ""
+        raise DBusError(reply.error_name, text, reply)  # type: ignore[no-untyped-call] # of dbus-next
+    body: list[Any] = reply.body
+    return body
 
 
 def to_body(tree: SignatureTree, result: Any, fds: list[int]) -> list[Any]:

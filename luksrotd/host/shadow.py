@@ -95,11 +95,6 @@ class MemfdShadow:
             position = os.lseek(self._fd, start, os.SEEK_HOLE)
             yield Extent(start, position - start)
 
-    def clear(self) -> None:
-        """Make it all zeros again; ``EngineError`` if that fails."""
-        for extent in self.data_extents():
-            self.write(extent.offset, bytes(extent.size))
-
     def close(self) -> None:
         """Release the memory; idempotent."""
         fd, self._fd = self._fd, -1

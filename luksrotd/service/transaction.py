@@ -13,34 +13,22 @@ from dataclasses import dataclass
 from luksrotd.errors import Cancelled, Conflict, ConsistencyError, DeviceError
 from luksrotd.luks2.areas import Extent
 from luksrotd.luks2.layout import Which
-from luksrotd.luks2.pair import Pair, read_pair
 from luksrotd.ports import DeviceRef, EngineSession, HeaderDevice, Host, SecretSource, Shadow
 from luksrotd.rotation import policy, reconcile
 from luksrotd.rotation.change import Change
 from luksrotd.rotation.plan import ShadowResult, plan_commit, plan_heal
 from luksrotd.rotation.protocol import CommitPlan, Phase
-from luksrotd.rotation.view import DeviceView, view
+from luksrotd.rotation.view import DeviceView
 from luksrotd.service import commit
 from luksrotd.service.progress import Progress, Stage, ignore
+from luksrotd.service.snapshot import Areas, Snapshot, no_areas, read_snapshot, unlocking_areas
+from luksrotd.service.threads import in_thread
 
 #: How often a transaction starts again because another tool was faster.
 ATTEMPTS = 8
 
 Decide = Callable[[DeviceView], Change]
 Deliver = Callable[[], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Both header copies and the keyslot areas that were asked for, read under the shared metadata lock."""
-
-    view: DeviceView
-    areas: Mapping[Extent, bytes]
-
-    @property
-    def pair(self) -> Pair:
-        """The two copies."""
-        return self.view.pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +56,12 @@ class Transactor:
     async def look(self, ref: DeviceRef) -> DeviceView:
         """The volume as it is now."""
         async with self.opened(ref) as device:
-            return (await self._snapshot(device, lambda _: ())).view
+            return (await self._snapshot(ref, device, no_areas)).view
 
     @asynccontextmanager
     async def opened(self, ref: DeviceRef) -> AsyncIterator[HeaderDevice]:
         """The header device, open for reading."""
-        device = await asyncio.to_thread(self._host.devices.open, ref)
+        device = await _open(self._host, ref, writable=False)
         try:
             yield device
         finally:
@@ -99,7 +87,7 @@ class Transactor:
                 policy.check_signatures(tuple(await self._host.probe.foreign(device)))
                 await self._finish_crashed(ref, device)
                 progress(Stage.READING)
-                snapshot = await self._snapshot(device, unlocking_areas)
+                snapshot = await self._snapshot(ref, device, unlocking_areas)
                 decide(snapshot.view)
                 async with self._session(snapshot.pair.length, secrets) as (shadow, session):
                     return await self._attempt(ref, device, decide, (shadow, session), snapshot, progress, deliver)
@@ -107,7 +95,7 @@ class Transactor:
     async def opens(self, ref: DeviceRef, keyslot: Callable[[DeviceView], int], source: SecretSource) -> bool:
         """Whether the secret opens the keyslot that ``keyslot`` picks, tried on a shadow."""
         async with self.opened(ref) as device:
-            snapshot = await self._snapshot(device, lambda seen: (seen.metadata.keyslots[keyslot(seen)].area,))
+            snapshot = await self._snapshot(ref, device, lambda seen: (seen.metadata.keyslots[keyslot(seen)].area,))
             async with self._session(snapshot.pair.length, {"unlock": source}) as (shadow, session):
                 _fill(shadow, snapshot)
                 return await session.opens(keyslot(snapshot.view), "unlock")
@@ -115,7 +103,7 @@ class Transactor:
     async def mend(self, ref: DeviceRef, device: HeaderDevice, *, orphans: bool) -> None:
         """Make every repair that ``reconcile`` knows, one commit each, with the job lock held; needs no secret."""
         for _ in range(self._attempts):
-            snapshot = await self._snapshot(device, lambda _: ())
+            snapshot = await self._snapshot(ref, device, no_areas)
             try:
                 if reconcile.needs_heal(snapshot.view):
                     plan = await self._plan_heal(snapshot)
@@ -126,11 +114,12 @@ class Transactor:
                 await self._commit(ref, device, plan, ignore)
             except Conflict:
                 continue
+            _heed_cancellation()
         raise Conflict("cannot reconcile: other tools keep changing the header")
 
     async def _finish_crashed(self, ref: DeviceRef, device: HeaderDevice) -> None:
         """Heal and wipe what a crash left, before anything new is begun."""
-        seen = (await self._snapshot(device, lambda _: ())).view
+        seen = (await self._snapshot(ref, device, no_areas)).view
         policy.check_requirements(seen)
         if reconcile.needs_heal(seen) or reconcile.repair(seen, orphans=False):
             await self.mend(ref, device, orphans=False)
@@ -158,7 +147,7 @@ class Transactor:
                 await self._commit(ref, device, plan, progress)
             except Conflict:
                 progress(Stage.READING)
-                snapshot = await self._snapshot(device, unlocking_areas)
+                snapshot = await self._snapshot(ref, device, unlocking_areas)
                 continue
             progress(Stage.DONE)
             return Committed(snapshot.view.uuid, change, plan.seqid_before, plan.seqid_after)
@@ -215,15 +204,15 @@ class Transactor:
         finally:
             shadow.close()
 
-    async def _snapshot(self, device: HeaderDevice, areas: Callable[[DeviceView], tuple[Extent, ...]]) -> Snapshot:
+    async def _snapshot(self, ref: DeviceRef, device: HeaderDevice, areas: Areas) -> Snapshot:
         async with self._host.locks.metadata(device, exclusive=False):
-            return await asyncio.to_thread(_read_snapshot, device, areas)
+            return await in_thread(lambda: read_snapshot(ref, device, areas))
 
     async def _commit(self, ref: DeviceRef, device: HeaderDevice, plan: CommitPlan, progress: Progress) -> None:
         progress(Stage.WAITING_FOR_LOCK)
         async with AsyncExitStack() as stack:
             # The writable descriptor is closed last: udev probes the device then, and must find it unlocked.
-            writable = await asyncio.to_thread(self._host.devices.open, ref, writable=True)
+            writable = await _open(self._host, ref, writable=True)
             stack.callback(writable.close)
             if writable.identity != device.identity:
                 raise DeviceError(f"cannot write {ref.metadata_path}: it is another device than before")
@@ -232,14 +221,15 @@ class Transactor:
             await _run_commit(plan, writable, progress)
 
 
-def unlocking_areas(seen: DeviceView) -> tuple[Extent, ...]:
-    """The areas that a credential may need: those of all keyslots that open the volume."""
-    return tuple(slot.area for slot in seen.metadata.keyslots.values() if seen.metadata.opens_volume(slot.id))
+def _heed_cancellation() -> None:
+    """A commit that has begun is finished, but it is not what was asked for: a cancel meanwhile counts now."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
-def _read_snapshot(device: HeaderDevice, areas: Callable[[DeviceView], tuple[Extent, ...]]) -> Snapshot:
-    seen = view(read_pair(device.read, device.size))
-    return Snapshot(seen, {area: device.read(area.offset, area.size) for area in areas(seen)})
+async def _open(host: Host, ref: DeviceRef, *, writable: bool) -> HeaderDevice:
+    return await in_thread(lambda: host.devices.open(ref, writable=writable), undo=lambda device: device.close())
 
 
 def _fill(shadow: Shadow, snapshot: Snapshot) -> None:

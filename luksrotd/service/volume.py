@@ -49,6 +49,14 @@ class Reconciled:
         return any(finding.action is Action.PERSON for finding in self.left)
 
 
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A volume as it is, and what reconcile would find."""
+
+    view: DeviceView
+    findings: tuple[Finding, ...]
+
+
 class Volumes:
     """The use cases on the ports of ``host``."""
 
@@ -62,9 +70,14 @@ class Volumes:
 
     async def findings(self, ref: DeviceRef) -> tuple[Finding, ...]:
         """What reconcile would find."""
+        return (await self.examine(ref)).findings
+
+    async def examine(self, ref: DeviceRef) -> Examined:
+        """The volume as it is now, and what reconcile would find."""
         async with self._transactor.opened(ref) as device:
             foreign = await self._host.probe.foreign(device)
-        return reconcile.diagnose(await self.look(ref), foreign)
+        seen = await self.look(ref)
+        return Examined(seen, reconcile.diagnose(seen, foreign))
 
     async def enroll(
         self,

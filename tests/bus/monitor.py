@@ -29,9 +29,10 @@ class Monitor:
         self._arrived.set()
 
     async def wait_for(self, member):
-        while not any(message.member == member for message in self.messages):
-            self._arrived.clear()
-            await self._arrived.wait()
+        async with asyncio.timeout(60):
+            while not any(message.member == member for message in self.messages):
+                self._arrived.clear()
+                await self._arrived.wait()
 
     def sender_of(self, member):
         return next(message.sender for message in self.messages if message.member == member)

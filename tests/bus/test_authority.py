@@ -103,7 +103,13 @@ async def test_an_agent_may_be_dismissed(bed, service, nobody):
     bed.end(agent.process)
 
 
-async def test_a_caller_that_vanishes_withdraws_the_question(bed, service, nobody):
+async def test_without_the_flag_an_agent_is_left_in_peace(bed, service, nobody):
+    agent = await asyncio.to_thread(bed.agent, "yes", nobody.pid, nobody.uid)
+    assert await refusal(nobody.call(*ROTATE)) == INTERACTIVE
+    bed.end(agent.process)
+
+
+async def test_a_caller_that_vanishes_withdraws_the_question(bed, service, nobody, caplog):
     agent = await asyncio.to_thread(bed.agent, "ignore", nobody.pid, nobody.uid)
     async with Monitor() as seen:
         nobody.send(*ROTATE, interactive=True)
@@ -116,6 +122,7 @@ async def test_a_caller_that_vanishes_withdraws_the_question(bed, service, nobod
         assert not service.callers.is_known(seen.sender_of("Rotate"))
     assert service.toy.calls == []
     assert service.bus._tasks == set()
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
     bed.end(agent.process)
 
 

@@ -52,11 +52,6 @@ class SimShadow:
         """Ranges of pages that were written to."""
         return merge(Extent(number * PAGE, min(PAGE, self._length - number * PAGE)) for number in self._pages)
 
-    def clear(self) -> None:
-        """Make it all zeros again."""
-        self._check(0, 0)
-        self._pages.clear()
-
     def close(self) -> None:
         """Close; idempotent."""
         self.closed = True

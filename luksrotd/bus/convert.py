@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What callers describe, to what the service works with, and what it knows, to property values.
+
+dbus/org.luksrotd1.Device.xml says how a credential, a new secret and the key derivation options are described.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Mapping
+from typing import Any, Final, NoReturn
+
+from dbus_next.signature import Variant
+
+from luksrotd import names
+from luksrotd.bus.values import OptionTable
+from luksrotd.errors import InvalidRequest, SecretRejected
+from luksrotd.rotation.edits import PBKDF_FOR_RANDOM_KEYS, Pbkdf
+from luksrotd.rotation.view import DeviceView
+from luksrotd.service.operations import KeyOptions
+from luksrotd.service.volume import KeyChange
+
+CREDENTIAL: Final[OptionTable] = {"fd": "h", "keyfile": "s"}
+NEW_SECRET: Final[OptionTable] = {**CREDENTIAL, "generate": "b"}
+KEY_OPTIONS: Final[OptionTable] = {
+    "data": "s",
+    "pbkdf": "s",
+    "pbkdf-force-iterations": "u",
+    "pbkdf-memory": "u",
+    "pbkdf-parallel": "u",
+}
+_PBKDF_MEMBERS: Final = {
+    "pbkdf": "type",
+    "pbkdf-force-iterations": "iterations",
+    "pbkdf-memory": "memory_kib",
+    "pbkdf-parallel": "parallel",
+}
+_KEYFILE_MODES: Final = frozenset({0o400, 0o600})
+
+
+def the_member(what: str, described: Mapping[str, Any]) -> tuple[str, Any]:
+    """The one member that describes a secret; raises ``InvalidRequest`` if it is not one."""
+    if len(described) != 1:
+        given = ", ".join(sorted(described)) or "none"
+        raise InvalidRequest(f"cannot use {what}: it must have exactly one member, and has {given}")
+    member, value = next(iter(described.items()))
+    if member == "generate" and value is not True:
+        raise InvalidRequest(f"cannot use {what}: generate can only be true")
+    return member, value
+
+
+def open_keyfile(path: str) -> int:
+    """Open a key file; blocks.  Raises ``InvalidRequest`` for a path that is not absolute.
+
+    ``SecretRejected``, with a reason that tells no more than the caller's polkit right to use key files lets him know
+    anyway, unless it is a regular file of root's, with mode 0400 or 0600, under this one name.
+    """
+    if not path.startswith("/") or "\0" in path:
+        raise InvalidRequest("cannot use the key file: its path is not absolute")
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        raise SecretRejected(f"cannot open the key file: {error.strerror}") from error
+    try:
+        _check_keyfile(os.fstat(fd))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _check_keyfile(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise SecretRejected("cannot use the key file: it is not a regular file")
+    if status.st_uid != 0:
+        raise SecretRejected("cannot use the key file: it does not belong to root")
+    if stat.S_IMODE(status.st_mode) not in _KEYFILE_MODES:
+        raise SecretRejected("cannot use the key file: its mode is neither 0400 nor 0600")
+    if status.st_nlink != 1:
+        # Anybody may link to root's files, where fs.protected_hardlinks is off.
+        raise SecretRejected("cannot use the key file: it has more than one name")
+
+
+def key_name(name: str) -> str:
+    """The name of a managed key; empty means the default."""
+    return name or names.DEFAULT_KEY_NAME
+
+
+def key_options(name: str, options: Mapping[str, Any], *, generated: bool) -> KeyOptions:
+    """The options of Enroll and Rotate; raises ``InvalidRequest``."""
+    cost = {member: options[option] for option, member in _PBKDF_MEMBERS.items() if option in options}
+    default = PBKDF_FOR_RANDOM_KEYS if generated else Pbkdf()
+    data = associated_data(options["data"]) if "data" in options else None
+    return KeyOptions(key_name(name), data, Pbkdf(**cost) if cost else default)
+
+
+def associated_data(text: str) -> Mapping[str, Any]:
+    """The JSON object in ``text``; raises ``InvalidRequest``."""
+    try:
+        data = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest("cannot use the associated data: it is not JSON") from error
+    if not isinstance(data, dict):
+        raise InvalidRequest("cannot use the associated data: it is not a JSON object")
+    return data
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+def device_path(uuid: str) -> str:
+    """The object path of the volume with that LUKS UUID."""
+    return f"{names.DEVICE_PATH}/{uuid.replace('-', '_')}"
+
+
+def job_path(number: int) -> str:
+    """The object path of the job with that number."""
+    return f"{names.JOB_PATH}/{number}"
+
+
+def keys_property(view: DeviceView | None) -> dict[int, dict[str, Variant]]:
+    """The property Keys, by token number."""
+    return {
+        key.token.id: {
+            "name": Variant("s", key.token.name),
+            "generation": Variant("u", key.token.generation),
+            "state": Variant("s", key.token.state.value),
+            "keyslot": Variant("i", -1 if key.keyslot is None else key.keyslot.id),
+            "rotated-at": Variant("s", key.token.rotated_at),
+            "wipe-pending": Variant("b", bool(key.token.wipe)),
+            "changed": Variant("b", key.stale),
+        }
+        for key in (view.keys if view else ())
+    }
+
+
+def result_property(result: object) -> dict[str, Variant]:
+    """The property Result of a job."""
+    if not isinstance(result, KeyChange):
+        return {}
+    return {
+        "name": Variant("s", result.name),
+        "generation": Variant("u", result.generation),
+        "keyslot": Variant("u", result.keyslot),
+        "seqid-before": Variant("t", result.seqid_before),
+        "seqid-after": Variant("t", result.seqid_after),
+    }

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Runs jobs as the schedule says, and keeps those that ended for a while."""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from luksrotd.errors import Busy, Cancelled, Internal, LuksrotdError, Outcome
+from luksrotd.ports import Caller
+from luksrotd.service import schedule
+from luksrotd.service.handover import Secrets
+from luksrotd.service.jobs import Job, Kind, State
+from luksrotd.service.schedule import Entry, Limits, Refuse, Start
+
+log = logging.getLogger(__name__)
+
+KEEP_SECONDS: Final = 300.0
+KEEP_JOBS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to run.  ``work`` gets the job, reports to ``job.entered``, and returns its result.
+
+    The secrets are closed when the job ends, however it does.  When ``secrets.abandoned`` returns before, it is
+    cancelled.
+    """
+
+    kind: Kind
+    volume: str
+    work: Callable[[Job], Awaitable[object]]
+    key_name: str = ""
+    owner: Caller | None = None
+    secrets: Secrets = field(default_factory=Secrets)
+
+
+class Observer(Protocol):
+    """Learns of all jobs, on the event loop."""
+
+    def job_added(self, job: Job) -> None:
+        """It is queued, or about to run."""
+
+    def job_ended(self, job: Job) -> None:
+        """It has its outcome, and another one may have its place."""
+
+    def job_forgotten(self, job: Job) -> None:
+        """It ended long ago."""
+
+
+class Runner:
+    """Runs jobs.  An ended job is kept for ``keep_seconds``, and no more than ``keep_jobs`` of them."""
+
+    def __init__(
+        self, limits: Limits | None = None, *, keep_seconds: float = KEEP_SECONDS, keep_jobs: int = KEEP_JOBS
+    ) -> None:
+        self._limits = limits or Limits()
+        self._keep_seconds = keep_seconds
+        self._keep_jobs = keep_jobs
+        self._numbers = itertools.count(1)
+        self._observers: list[Observer] = []
+        self._queued: dict[int, _Work] = {}
+        self._running: dict[int, _Work] = {}
+        self._ended: dict[int, tuple[Job, asyncio.TimerHandle]] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stopping = False
+
+    @property
+    def jobs(self) -> Mapping[int, Job]:
+        """All jobs that are known, by number."""
+        live = {number: work.job for number, work in (self._running | self._queued).items()}
+        return live | {number: job for number, (job, _) in self._ended.items()}
+
+    def observe(self, observer: Observer) -> None:
+        """Have ``observer`` told of every job from now on."""
+        self._observers.append(observer)
+
+    def busy(self, volume: str) -> bool:
+        """Whether a job of the volume runs or waits."""
+        return any(work.job.volume == volume for work in (*self._running.values(), *self._queued.values()))
+
+    def submit(self, request: Request) -> Job:
+        """Start or queue a job; from now on its secrets belong to it.  Raises ``Busy``, then they are closed."""
+        decision = schedule.admit(_entries(self._running), _entries(self._queued), request.volume, self._limits)
+        if self._stopping or isinstance(decision, Refuse):
+            request.secrets.close()
+            reason = decision.reason if isinstance(decision, Refuse) else "the daemon is stopping"
+            raise Busy(f"cannot start a job: {reason}")
+        job = Job(
+            next(self._numbers),
+            request.kind,
+            request.volume,
+            key_name=request.key_name,
+            owner=request.owner,
+            handover=request.secrets.handover,
+        )
+        work = _Work(job, request)
+        self._queued[job.number] = work
+        self._idle.clear()
+        self._tell("job_added", job)
+        if request.secrets.abandoned:
+            work.watch = asyncio.create_task(self._watch(work, request.secrets.abandoned))
+        if isinstance(decision, Start):
+            self._start(work)
+        return job
+
+    def cancel(self, job: Job, reason: str = "it was cancelled") -> None:
+        """Stop a job before its point of no return; nothing if it has ended.  Raises ``Busy`` past that point."""
+        if job.ended:
+            return
+        job.cancelling()
+        work = self._running.get(job.number)
+        if work is not None and work.task is not None:
+            work.reason = reason
+            work.task.cancel()
+        elif job.number in self._queued:
+            self._end(self._queued[job.number], Cancelled(f"cannot go on: {reason}"))
+
+    async def drain(self) -> None:
+        """Cancel what can be cancelled, finish what cannot, take nothing new, and return when nothing is left."""
+        self._stopping = True
+        for work in (*self._queued.values(), *self._running.values()):
+            if work.job.state is not State.COMMITTING:
+                self.cancel(work.job, "the daemon is stopping")
+        await self._idle.wait()
+
+    def _start(self, work: "_Work") -> None:
+        self._running[work.job.number] = self._queued.pop(work.job.number)
+        work.job.begin()
+        work.task = asyncio.ensure_future(_run(work))
+        work.task.add_done_callback(lambda task: self._done(work, task))
+
+    def _done(self, work: "_Work", task: asyncio.Future[object]) -> None:
+        """Every end of a task comes by here, also that of one that was cancelled before it had begun."""
+        committing = work.job.state is State.COMMITTING
+        if task.cancelled() and not committing:
+            self._end(work, Cancelled(f"cannot go on: {work.reason}"))
+            return
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is None or isinstance(error, LuksrotdError):
+            self._end(work, error)
+            return
+        log.error("job %d failed", work.job.number, exc_info=error)
+        outcome = Outcome.UNKNOWN if committing else Outcome.UNCHANGED
+        self._end(work, Internal("cannot finish the job: internal error", outcome=outcome))
+
+    def _end(self, work: "_Work", error: LuksrotdError | None) -> None:
+        job = work.job
+        work.request.secrets.close()
+        if work.watch is not None:
+            work.watch.cancel()
+        self._running.pop(job.number, None)
+        self._queued.pop(job.number, None)
+        timer = asyncio.get_running_loop().call_later(self._keep_seconds, self._forget, job.number)
+        self._ended[job.number] = (job, timer)
+        if error is not None:
+            notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+            log.warning("job %d (%s of %s) ended: %s%s", job.number, job.kind, job.volume, error, notes)
+            job.fail(error)
+        else:
+            job.finish(work.task.result() if work.task else None)
+        for entry in schedule.startable(_entries(self._running), _entries(self._queued), self._limits):
+            self._start(self._queued[entry.number])
+        self._tell("job_ended", job)
+        while len(self._ended) > self._keep_jobs:
+            self._forget(next(iter(self._ended)))
+        if not self._running and not self._queued:
+            self._idle.set()
+
+    def _forget(self, number: int) -> None:
+        job, timer = self._ended.pop(number)
+        timer.cancel()
+        self._tell("job_forgotten", job)
+
+    async def _watch(self, work: "_Work", abandoned: Callable[[], Awaitable[None]]) -> None:
+        await abandoned()
+        if work.job.cancellable:
+            self.cancel(work.job, "its caller is gone")
+
+    def _tell(self, event: str, job: Job) -> None:
+        for observer in self._observers:
+            try:
+                getattr(observer, event)(job)
+            except Exception:  # whoever looks on must not stop a job
+                log.exception("an observer of job %d failed", job.number)
+
+
+@dataclass(slots=True, eq=False)
+class _Work:
+    job: Job
+    request: Request
+    task: asyncio.Future[Any] | None = None
+    watch: asyncio.Task[None] | None = None
+    reason: str = "it was cancelled"
+
+
+async def _run(work: _Work) -> object:
+    return await work.request.work(work.job)
+
+
+def _entries(works: Mapping[int, _Work]) -> list[Entry]:
+    return [Entry(number, work.job.volume) for number, work in works.items()]

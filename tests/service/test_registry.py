@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The registry: volumes that come, change, go, and show themselves twice."""
+
+import asyncio
+
+import pytest
+
+from luksrotd.errors import NeedsPerson, UnknownDevice
+from luksrotd.ports import DeviceRef
+from luksrotd.service.registry import Registry
+from tests.service.world import NODE, OLD, OTHER_UUID, UUID, World
+from tests.support.simdisk import SimDisk
+from tests.support.simengine import make_volume
+from tests.support.simlocks import Level
+
+pytestmark = pytest.mark.asyncio
+
+
+class Seen:
+    """An observer that can be waited on."""
+
+    def __init__(self):
+        self.lines = []
+        self._more = asyncio.Event()
+
+    def volume_added(self, volume):
+        self._note(f"added {volume.nodes[0]}")
+
+    def volume_changed(self, volume, *, fresh):
+        self._note(f"{'fresh' if fresh else 'changed'} {' '.join(volume.nodes)}")
+
+    def volume_removed(self, volume):
+        self._note("removed")
+
+    async def until(self, line):
+        """Wait for that line, and forget everything up to it."""
+        while line not in self.lines:
+            self._more.clear()
+            await self._more.wait()
+        del self.lines[: self.lines.index(line) + 1]
+
+    def _note(self, line):
+        self.lines.append(line)
+        self._more.set()
+
+
+@pytest.fixture
+def world():
+    world = World()
+    world.seen = Seen()
+    world.registry.observe(world.seen)
+    return world
+
+
+async def test_what_is_there_at_the_start_is_there_after_the_scan(world):
+    async with world.running():
+        assert list(world.registry.volumes) == [UUID]
+        assert world.seen.lines == [f"added {NODE}", f"fresh {NODE}"]
+        assert world.registry.find(UUID.upper()) is world.registry.find(NODE) is world.registry.get(UUID)
+        for unknown in (OTHER_UUID, "/dev/nowhere", "", NODE + "/"):
+            with pytest.raises(UnknownDevice):
+                world.registry.find(unknown)
+
+
+async def test_it_comes_changes_and_goes(world):
+    world.watcher.present.clear()
+    async with world.running():
+        assert not world.registry.volumes
+        world.watcher.put(NODE, UUID)
+        await world.seen.until(f"fresh {NODE}")
+        world.watcher.put(NODE, UUID)
+        await world.seen.until(f"changed {NODE}")
+        world.watcher.remove(NODE)
+        await world.seen.until("removed")
+        assert not world.registry.volumes
+
+
+async def test_a_change_by_another_tool_is_seen(world):
+    async with world.running():
+        world.disk.replace(0, make_volume([b"a", b"b"]))
+        world.watcher.put(NODE, UUID)
+        await world.seen.until(f"changed {NODE}")
+        assert sorted(world.registry.get(UUID).view.metadata.keyslots) == [0, 1]
+
+
+async def test_a_burst_of_changes_is_examined_a_few_times(world):
+    async with world.running():
+        before = len(world.devices.opened)
+        for _ in range(100):
+            world.watcher.put(NODE, UUID)
+        await world.seen.until(f"changed {NODE}")
+        await world.registry.settle(UUID)
+        assert len(world.devices.opened) - before < 40  # two for each time
+
+
+async def test_nothing_is_written_while_two_devices_show_one_uuid(world):
+    twin = SimDisk(world.disk.content, path="/dev/sim1")
+    world.devices.disks[twin.path] = twin
+    async with world.running():
+        world.watcher.put(twin.path, UUID)
+        await world.seen.until(f"fresh {NODE} {twin.path}")
+        volume = world.registry.get(UUID)
+        assert volume.problems[0].code == "uuid-ambiguous"
+        assert volume.problems[0].action == "person"
+        for refused in (lambda: world.start("enroll"), lambda: world.registry.writable(UUID)):
+            with pytest.raises(NeedsPerson, match=f"{NODE} and {twin.path} show one UUID"):
+                refused()
+        world.watcher.remove(NODE)
+        await world.seen.until(f"fresh {twin.path}")
+        assert world.registry.writable(UUID).nodes == (twin.path,)
+        await world.start("enroll").wait()
+    assert not world.disk.log
+    assert twin.log
+
+
+async def test_a_node_that_gets_another_volume(world):
+    async with world.running():
+        world.disk.replace(0, make_volume([b"x"], uuid=OTHER_UUID))
+        world.watcher.put(NODE, OTHER_UUID)
+        await world.seen.until("removed")
+        await world.seen.until(f"fresh {NODE}")
+        assert list(world.registry.volumes) == [OTHER_UUID]
+
+
+async def test_a_header_that_cannot_be_read_is_shown_with_the_reason(world):
+    world.disk.replace(0, bytes(32768))
+    async with world.running():
+        volume = world.registry.get(UUID)
+        assert volume.view is None
+        assert [problem.action for problem in volume.problems] == ["person"]
+        assert not volume.repairable
+
+
+async def test_code_that_fails_on_one_volume_does_not_end_the_rest(world, caplog):
+    async def fail(ref):
+        raise ZeroDivisionError
+
+    world.volumes.examine = fail
+    async with world.running():
+        assert world.registry.get(UUID).problems[0].code == "internal"
+    assert "cannot examine" in caplog.text
+
+
+async def test_a_volume_that_is_locked_is_examined_again_later(world):
+    world.locks.wait = False
+    world.registry = Registry(world.volumes, world.watcher, retry_seconds=0)
+    seen = Seen()
+    world.registry.observe(seen)
+    following = asyncio.create_task(world.registry.run())
+    held = world.devices.open(DeviceRef(NODE))
+    with world.locks.held_elsewhere(Level.METADATA, held):
+        await world.registry.scanned()
+        assert [problem.code for problem in world.registry.get(UUID).problems] == ["lock-timeout"]
+    await seen.until(f"changed {NODE}")
+    while world.registry.get(UUID).problems:
+        await seen.until(f"changed {NODE}")
+    assert world.registry.get(UUID).view is not None
+    held.close()
+    world.watcher.close()
+    await following
+
+
+@pytest.mark.parametrize("uuid", ["", "../../etc", "x" * 36, OTHER_UUID + "\n"])
+async def test_a_malformed_uuid_is_left_alone(world, uuid):
+    async with world.running():
+        world.watcher.put("/dev/sim9", uuid)
+        world.watcher.put(NODE, UUID)
+        await world.seen.until(f"changed {NODE}")
+        assert list(world.registry.volumes) == [UUID]
+
+
+async def test_what_a_crash_left_is_reconciled_when_the_volume_comes(world):
+    size = world.view.pair.hdr_size
+    world.disk.replace(size, bytes(4096))
+    async with world.running():
+        job = next(iter(world.runner.jobs.values()))
+        await job.wait()
+        assert not world.registry.get(UUID).problems
+        assert world.view.pair.agree
+        assert world.opened_by(OLD)
+
+
+async def test_a_reconcile_that_fails_is_not_tried_again_and_again(world):
+    size = world.view.pair.hdr_size
+    world.disk.replace(size, bytes(4096))
+    world.disk.faults.writes = {number: 0 for number in range(100)}
+    async with world.running():
+        (job,) = world.runner.jobs.values()
+        await asyncio.wait([asyncio.ensure_future(job.wait())])
+        await world.registry.settle(UUID)
+        await world.registry.settle(UUID)
+        assert len(world.runner.jobs) == 1
+        assert [problem.code for problem in world.registry.get(UUID).problems] == ["header-copy-bad"]
