@@ -60,7 +60,9 @@ def opener(keyslot: Keyslot, read: Read) -> Opener:
 def foreign_parts(copy: HeaderCopy) -> Mapping[str, Any]:
     """Everything in the header that is not ours (invariant I5)."""
     raw = copy.metadata.raw
-    ours = {keyslot for token in copy.metadata.tokens.values() if token.type == TOKEN_TYPE for keyslot in token.keyslots}
+    ours = {
+        keyslot for token in copy.metadata.tokens.values() if token.type == TOKEN_TYPE for keyslot in token.keyslots
+    }
     digests = {
         number: {**digest, "keyslots": sorted(slot for slot in digest["keyslots"] if int(slot) not in ours)}
         for number, digest in raw["digests"].items()
@@ -92,7 +94,9 @@ def check_done(pair: Pair, read: Read, gone: Iterable[Opener], retired: Mapping[
     if view(pair).pending:
         found.append(Violation("I6", "a wipe intent is left"))
     openers = {opener(keyslot, read) for keyslot in pair.winner.metadata.keyslots.values()}
-    found.extend(Violation("I6", "a retired credential still opens") for retired_opener in gone if retired_opener in openers)
+    found.extend(
+        Violation("I6", "a retired credential still opens") for retired_opener in gone if retired_opener in openers
+    )
     for area, material in retired.items():
         if hashlib.sha256(read(area.offset, area.size)).hexdigest() == material:
             found.append(Violation("I6", f"the retired area at {area.offset} is intact"))

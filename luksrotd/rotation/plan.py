@@ -133,7 +133,9 @@ def _check_bytes(shadow: ShadowResult, allowed: tuple[Extent, ...]) -> None:
         for rest in subtract(extent, allowed):
             found = data[rest.offset - extent.offset : rest.end - extent.offset]
             if found != _content(shadow.initial, rest):
-                raise ConsistencyError(f"cannot explain changed bytes of the shadow in {rest.size} bytes at {rest.offset}")
+                raise ConsistencyError(
+                    f"cannot explain changed bytes of the shadow in {rest.size} bytes at {rest.offset}"
+                )
 
 
 def _content(parts: Mapping[Extent, bytes], wanted: Extent) -> bytes:

@@ -138,9 +138,7 @@ def _name_findings(view: DeviceView) -> Iterable[Finding]:
 
 def _bad_ranges(view: DeviceView, key: ManagedKey) -> bool:
     space = view.metadata.keyslots_area
-    return any(
-        not space.contains(extent) or extent.offset % BLOCK or extent.size % BLOCK for extent in key.token.wipe
-    )
+    return any(not space.contains(extent) or extent.offset % BLOCK or extent.size % BLOCK for extent in key.token.wipe)
 
 
 def _finding(code: Code, message: str) -> Finding:

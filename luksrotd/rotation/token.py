@@ -21,7 +21,18 @@ from luksrotd.names import TOKEN_TYPE
 
 SCHEMA_VERSION: Final = 1
 #: Members that this version of the schema defines; all others are kept as they are.
-MEMBERS: Final = ("type", "keyslots", "version", "name", "generation", "state", "rotated_at", "data", "wipe", "fingerprint")
+MEMBERS: Final = (
+    "type",
+    "keyslots",
+    "version",
+    "name",
+    "generation",
+    "state",
+    "rotated_at",
+    "data",
+    "wipe",
+    "fingerprint",
+)
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 #: Nesting of the associated data: well below json-c's limit of 32 for the whole header.
 DATA_DEPTH_MAX: Final = 16
