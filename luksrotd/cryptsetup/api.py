@@ -37,7 +37,7 @@ _log: list[str] = []
 
 
 @ffi.def_extern()  # type: ignore[untyped-decorator]  # cffi has no types
-def luksrotd_log(level: int, message: Any, user: Any) -> None:  # noqa: ANN401 - cffi pointers have no static type
+def luksrotd_log(level: int, message: Any, user: Any) -> None:
     """Keep libcryptsetup's error lines, which go to stderr by default, for the message of the error to come."""
     if level == lib.CRYPT_LOG_ERROR:
         _log.append(ffi.string(message, MAX_LOG).decode("ascii", "replace"))
@@ -104,7 +104,7 @@ class Context:
         _check(lib.crypt_keyslot_area(self._cd, keyslot, offset, length), f"find the area of keyslot {keyslot}")
         return Extent(offset[0], length[0])
 
-    def token(self, token: int) -> Any:  # noqa: ANN401 - any JSON
+    def token(self, token: int) -> Any:
         """The JSON of that token."""
         holder = ffi.new("const char **")
         _begin()

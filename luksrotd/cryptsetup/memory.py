@@ -21,7 +21,7 @@ class SafeMemory:
         self.size = size
 
     @property
-    def address(self) -> Any:  # noqa: ANN401 - cffi pointers have no static type
+    def address(self) -> Any:
         """The ``char *`` to hand to libcryptsetup; valid until ``resize`` or ``close``."""
         if not self._address:
             raise ValueError("the memory was freed")

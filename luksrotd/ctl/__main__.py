@@ -36,6 +36,8 @@ def _report(arguments: Sequence[str]) -> Report:
         return verbs.run(options)
     except LuksrotdError as error:
         return failed(error)
+    except BrokenPipeError:  # argparse, printing help; all else that is written or read has its own errors
+        return Report(Exit.FAILED, {})
     except KeyboardInterrupt:
         return failed(Cancelled("cannot go on: interrupted"))
     except Exception as error:  # noqa: BLE001 - the boundary: what is left is a bug, and nobody wants a traceback

@@ -87,7 +87,8 @@ class Connection:
                 self._bus.add_message_handler(self._on_message)
             return await self._bus.call(message)
         except Exception as error:
-            raise _unreachable(str(error) or type(error).__name__, lost) from error
+            reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+            raise _unreachable(reason, lost) from error
 
     def _on_message(self, message: Message) -> None:
         # A signal that is sent to this connection alone passes every match rule: look at who sent it.

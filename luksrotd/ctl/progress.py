@@ -8,6 +8,8 @@ from typing import Final
 
 from luksrotd.ctl.model import Progress
 
+DELIVERING: Final = "delivering"
+
 #: Stages and phases (docs/spec/commit-protocol.md) in words; one that is not here is shown as it is.
 STAGES: Final[Mapping[str, str]] = {
     "queued": "waiting for other jobs",
@@ -15,7 +17,7 @@ STAGES: Final[Mapping[str, str]] = {
     "reading": "reading the header",
     "deriving": "deriving keys",
     "verifying": "trying the new key",
-    "delivering": "handing over the new key",
+    DELIVERING: "handing over the new key",
     "waiting-for-metadata-lock": "waiting for the header lock",
     "new-area": "writing the new keyslot",
     "header-primary": "writing the header",
@@ -36,4 +38,10 @@ def shown() -> Iterator[Progress]:
     from rich.console import Console  # noqa: PLC0415 - a tenth of a second that a script need not wait
 
     with Console(stderr=True).status("starting") as status:
-        yield lambda stage: status.update(STAGES.get(stage, stage))
+
+        def show(stage: str) -> None:
+            status.update(STAGES.get(stage, stage))
+            if stage == DELIVERING:
+                status.stop()  # the line belongs to the key now; the rest takes milliseconds
+
+        yield show

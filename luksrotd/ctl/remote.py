@@ -14,6 +14,7 @@ from luksrotd import names
 from luksrotd.ctl import model
 from luksrotd.ctl.connection import Connection, error_of
 from luksrotd.ctl.naming import uuid_of
+from luksrotd.ctl.progress import DELIVERING
 from luksrotd.errors import (
     Cancelled,
     InvalidRequest,
@@ -24,7 +25,6 @@ from luksrotd.errors import (
     Unreachable,
 )
 
-_DELIVERING: Final = "delivering"
 #: How often somebody must interrupt who does not want to wait for the daemon's answer to the first time.
 _PATIENCE: Final = 3
 
@@ -38,9 +38,10 @@ class Remote:
         self._in_job = False
 
     async def devices(self) -> Sequence[model.Device]:
-        """See ``model.Backend``; a device is named by its object path."""
+        """See ``model.Backend``."""
         reply = await self._bus.call(names.ROOT_PATH, (names.MANAGER_INTERFACE, "GetDevices"))
-        return [model.Device(path) for path in reply.body[0]]
+        found = [await self._bus.properties(path, names.DEVICE_INTERFACE) for path in sorted(reply.body[0])]
+        return [model.Device(volume["Node"]) for volume in found]
 
     async def volume(self, device: model.Device, *, data: bool) -> model.Volume:
         """See ``model.Backend``."""
@@ -118,8 +119,6 @@ class Remote:
     async def _object(self, device: model.Device) -> str:
         if device.header is not None:
             raise InvalidRequest("cannot use --header over the bus: see --direct")
-        if device.name.startswith(f"{names.DEVICE_PATH}/"):
-            return device.name
         body = [uuid_of(device.name) or _block_device(device.name), {}]
         reply = await self._bus.call(names.ROOT_PATH, (names.MANAGER_INTERFACE, "GetDevice"), "sa{sv}", body)
         return str(reply.body[0])
@@ -175,7 +174,7 @@ class Remote:
             elif event.member == "PropertiesChanged" and "Stage" in event.body[1]:
                 stage = event.body[1]["Stage"].value
                 progress(stage)
-                if stage == _DELIVERING and not isinstance(new, int):
+                if stage == DELIVERING and not isinstance(new, int):
                     undelivered = await self._take(job, new)
 
     async def _take(self, job: str, delivery: model.Delivery) -> LuksrotdError | None:

@@ -146,7 +146,7 @@ class WorkerSession:
             raise self._refused("neither yes nor no")
         return answer
 
-    async def _call(self, request: Mapping[str, Any], seconds: float) -> Any:  # noqa: ANN401 - any JSON
+    async def _call(self, request: Mapping[str, Any], seconds: float) -> Any:
         if not self._usable:
             raise EngineError("cannot use a worker again after it failed")
         # Until the reply is in: a call that was cancelled half-way would leave its reply to the next one.

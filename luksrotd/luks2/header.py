@@ -61,7 +61,8 @@ def has_magic(block: bytes, which: Which) -> bool:
 def decode(block: bytes, which: Which, offset: int) -> BinaryHeader:
     """The binary header in ``block`` (at least 512 bytes), read from byte ``offset`` of the device.
 
-    Makes the checks that libcryptsetup makes before the checksum (hdr_disk_sanity_check_pre); raises ``FormatError``.
+    Makes the checks that libcryptsetup makes before the checksum (hdr_disk_sanity_check_pre), and no others: what has
+    a right checksum is where libcryptsetup stops looking.  Raises ``FormatError``.
     """
     if len(block) < layout.FIELDS_SIZE:
         raise bad(which, f"only {len(block)} bytes of the binary header are there")
@@ -73,8 +74,6 @@ def decode(block: bytes, which: Which, offset: int) -> BinaryHeader:
         raise bad(which, f"version {version} is not 2")
     if not layout.HEADER_SIZE_MIN <= hdr_size <= layout.HEADER_SIZE_MAX:
         raise bad(which, f"hdr_size {hdr_size} is out of range")
-    if hdr_size not in layout.HEADER_SIZES:
-        raise bad(which, f"hdr_size {hdr_size} is not one of the allowed sizes")
     if hdr_offset != offset or (which is Which.SECONDARY and offset != hdr_size):
         raise bad(which, f"hdr_offset {hdr_offset} does not fit a copy of {hdr_size} bytes at offset {offset}")
     return BinaryHeader(
@@ -90,7 +89,7 @@ def verify_checksum(header: BinaryHeader, copy: bytes) -> None:
 
 
 def checksum(algorithm: str, copy: bytes, which: Which) -> bytes:
-    """The checksum of ``copy`` with its checksum field taken as zero; raises ``FormatError`` for an unknown algorithm."""
+    """The checksum of ``copy`` with its checksum field taken as zero; ``FormatError`` for an unknown algorithm."""
     name = CHECKSUMS.get(algorithm)
     if name is None:
         raise bad(which, f"checksum algorithm {algorithm!r} is unknown")

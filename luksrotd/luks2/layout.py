@@ -43,6 +43,8 @@ KEYSLOTS_SIZE_MAX: Final = 128 * 1024 * 1024
 #: Numbers that libcryptsetup hands out: 0 … 31 (LUKS2_KEYSLOTS_MAX, LUKS2_TOKENS_MAX).
 KEYSLOTS_MAX: Final = 32
 TOKENS_MAX: Final = 32
+#: More objects of a kind, or references in an array, than any tool makes: bounds what a hostile header can cost.
+OBJECTS_MAX: Final = 128
 #: Anti-forensic stripes of a keyslot area (section 3.2).
 STRIPES: Final = 4000
 SECTOR: Final = 512

@@ -3,7 +3,7 @@
 
 The rule: both valid → the higher sequence number wins, the primary if they are equal; one valid → that one.  The
 secondary is looked for behind the primary, or, only if the primary's binary header or checksum is bad, at every
-offset that the format allows.
+offset that the format allows, up to the first with a right checksum.
 """
 
 from collections.abc import Callable
@@ -39,11 +39,22 @@ class HeaderCopy:
 
 @dataclass(frozen=True, slots=True)
 class BadCopy:
-    """A copy that is not valid, and why; ``present`` tells whether at least its magic is there."""
+    """A copy that is not valid, and why; ``present`` tells whether at least its magic is there.
+
+    ``seqid``: its sequence number, if its checksum is right.  We refuse some JSON that libcryptsetup accepts, so to
+    libcryptsetup such a copy may be valid.
+    """
 
     which: Which
     reason: str
     present: bool
+    seqid: int | None = None
+
+    def may_outrank(self, winner: HeaderCopy) -> bool:
+        """Whether libcryptsetup could prefer this copy to ``winner``."""
+        if self.seqid is None or self.seqid == winner.header.seqid:
+            return self.seqid is not None and self.which is Which.PRIMARY
+        return self.seqid > winner.header.seqid
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,19 +106,23 @@ class Pair:
 def read_pair(read: Read, device_size: int) -> Pair:
     """Read both copies with ``read(offset, length)`` from a device of ``device_size`` bytes.
 
-    At most ``2 * 4 MiB`` are read.  Raises ``FormatError`` if neither copy is valid, ``NotLuks2`` for LUKS1,
-    ``UnknownDevice`` if there is no trace of LUKS, and what ``read`` raises for blocks that lie on the device.
+    At most some 20 MiB are read.  Raises ``FormatError`` if neither copy is valid or only libcryptsetup can know which
+    one it uses, ``NotLuks2`` for LUKS1, ``UnknownDevice`` if there is no trace of LUKS, and what ``read`` raises for
+    blocks that lie on the device.
     """
-    start = _read(read, 0, layout.BINARY_SIZE, device_size)
-    primary, hdr_size = _read_primary(read, start, device_size)
+    _check_version(_read(read, 0, layout.BINARY_SIZE, device_size))
+    primary, hdr_size = _read_copy(read, Which.PRIMARY, 0, device_size)
     if hdr_size is not None:
         secondary, _ = _read_copy(read, Which.SECONDARY, hdr_size, device_size)
     else:
         secondary, hdr_size = _scan_secondary(read, device_size)
     if isinstance(primary, BadCopy) and isinstance(secondary, BadCopy):
-        raise _neither(start, primary, secondary)
+        raise _neither(primary, secondary)
     assert hdr_size is not None  # noqa: S101 - a valid copy has one
     pair = Pair(primary, secondary, _read(read, 0, 2 * hdr_size, device_size))
+    for copy in (primary, secondary):
+        if isinstance(copy, BadCopy) and copy.may_outrank(pair.winner):
+            raise FormatError(f"cannot tell which LUKS2 header is in force: {copy.reason}")
     if pair.length > device_size:
         raise FormatError(f"cannot use the LUKS2 header: it needs {pair.length} bytes, the device has {device_size}")
     return pair
@@ -118,16 +133,20 @@ def parse_pair(image: bytes) -> Pair:
     return read_pair(lambda offset, length: image[offset : offset + length], len(image))
 
 
-def _read_primary(read: Read, start: bytes, device_size: int) -> tuple[HeaderCopy | BadCopy, int | None]:
-    """The primary, and its hdr_size if its binary header and checksum are good (even if its JSON is not)."""
-    try:
-        head = binary_header.decode(start, Which.PRIMARY, 0)
-    except FormatError as error:
-        return BadCopy(Which.PRIMARY, error.message, binary_header.has_magic(start, Which.PRIMARY)), None
-    return _read_body(read, head, device_size)
+def _check_version(start: bytes) -> None:
+    """Refuse other versions as crypt_load(3) does, before it looks at the secondary; 0 passes for a damaged primary.
+
+    The secondary of an older LUKS2 volume may well have survived below another header.
+    """
+    version = int.from_bytes(start[6:8], "big") if binary_header.has_magic(start, Which.PRIMARY) else 0
+    if version == 1:
+        raise NotLuks2("cannot use this volume: it is LUKS1; see cryptsetup-convert(8)")
+    if version > layout.VERSION:
+        raise binary_header.bad(Which.PRIMARY, f"version {version} is not {layout.VERSION}")
 
 
 def _read_copy(read: Read, which: Which, offset: int, device_size: int) -> tuple[HeaderCopy | BadCopy, int | None]:
+    """A copy, and its hdr_size if its binary header and checksum are good (even if its JSON is not)."""
     start = _read(read, offset, layout.BINARY_SIZE, device_size)
     try:
         head = binary_header.decode(start, which, offset)
@@ -137,6 +156,9 @@ def _read_copy(read: Read, which: Which, offset: int, device_size: int) -> tuple
 
 
 def _read_body(read: Read, head: BinaryHeader, device_size: int) -> tuple[HeaderCopy | BadCopy, int | None]:
+    if head.csum_alg not in binary_header.CHECKSUMS:
+        # libcryptsetup may know it: then this copy could be the one in force, and we could not tell.
+        raise binary_header.bad(head.which, f"checksum algorithm {head.csum_alg!r} is unknown")
     raw = _read(read, head.hdr_offset, head.hdr_size, device_size)
     try:
         if len(raw) < head.hdr_size:
@@ -147,14 +169,14 @@ def _read_body(read: Read, head: BinaryHeader, device_size: int) -> tuple[Header
     try:
         return HeaderCopy(head, metadata.parse(raw[layout.BINARY_SIZE :], head.hdr_size), raw), head.hdr_size
     except FormatError as error:
-        return BadCopy(head.which, error.message, present=True), head.hdr_size
+        return BadCopy(head.which, error.message, present=True, seqid=head.seqid), head.hdr_size
 
 
 def _scan_secondary(read: Read, device_size: int) -> tuple[HeaderCopy | BadCopy, int | None]:
     found = BadCopy(Which.SECONDARY, "cannot read the secondary LUKS2 header: it is nowhere", present=False)
     for offset in layout.HEADER_SIZES:
         copy, hdr_size = _read_copy(read, Which.SECONDARY, offset, device_size)
-        if isinstance(copy, HeaderCopy):
+        if isinstance(copy, HeaderCopy) or hdr_size is not None:
             return copy, hdr_size
         if copy.present and not found.present:
             found = copy
@@ -172,9 +194,7 @@ def _read(read: Read, offset: int, length: int, device_size: int) -> bytes:
     return block
 
 
-def _neither(start: bytes, primary: BadCopy, secondary: BadCopy) -> FormatError | NotLuks2 | UnknownDevice:
-    if primary.present and int.from_bytes(start[6:8], "big") == 1:
-        return NotLuks2("cannot use this volume: it is LUKS1; see cryptsetup-convert(8)")
+def _neither(primary: BadCopy, secondary: BadCopy) -> FormatError | UnknownDevice:
     if not (primary.present or secondary.present):
         return UnknownDevice("cannot find a LUKS2 header")
     return FormatError(f"{primary.reason}; {secondary.reason}")

@@ -2,7 +2,6 @@
 """Whether two headers differ by exactly the edits that were asked for, and by nothing else (invariants I3, I5)."""
 
 import copy
-from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from luksrotd.errors import ConsistencyError
@@ -30,7 +29,7 @@ def check_difference(before: HeaderCopy, after: HeaderCopy, edits: tuple[Edit, .
 
 
 def _expected(before: Metadata, after: Metadata, edits: tuple[Edit, ...]) -> Json:
-    """The JSON that ``before`` becomes by ``edits``; what libcryptsetup chooses (salts, offsets) is taken from ``after``."""
+    """The JSON that ``before`` becomes by ``edits``; what libcryptsetup chooses (salts, offsets) is as in ``after``."""
     raw: Json = copy.deepcopy(dict(before.raw))
     for edit in edits:
         match edit:
@@ -65,7 +64,7 @@ def _add_keyslot(raw: Json, edit: AddKeyslot, before: Metadata, after: Metadata)
 def _check_added(added: Keyslot, edit: AddKeyslot, before: Metadata) -> None:
     """The new keyslot must be of the kind that was asked for, as strong as the others."""
     sizes = {keyslot.key_size for keyslot in before.keyslots.values() if before.opens_volume(keyslot.id)}
-    kdf: Mapping[str, Any] = added.raw.get("kdf", {})
+    kdf = added.raw.get("kdf", {})
     cost = edit.pbkdf
     wanted = {
         "type": cost.type,

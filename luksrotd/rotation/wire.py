@@ -65,7 +65,7 @@ def decode(line: bytes) -> dict[str, Any]:
     return decoded
 
 
-def success(result: Any) -> bytes:  # noqa: ANN401 - any JSON
+def success(result: Any) -> bytes:
     """The reply that all went well."""
     return encode({"ok": True, "result": result})
 
@@ -75,7 +75,7 @@ def failure(error: LuksrotdError) -> bytes:
     return encode({"ok": False, "error": error.code, "message": error.message})
 
 
-def result_of(line: bytes) -> Any:  # noqa: ANN401 - any JSON
+def result_of(line: bytes) -> Any:
     """The result in a reply; raises the error in it, and ``EngineError`` for what is no reply."""
     reply = decode(line)
     if reply.get("ok") is True:

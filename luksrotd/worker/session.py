@@ -32,7 +32,7 @@ class Session:
             "opens": self._opens,
         }
 
-    def handle(self, request: Mapping[str, Any]) -> Any:  # noqa: ANN401 - any JSON
+    def handle(self, request: Mapping[str, Any]) -> Any:
         """The result of one request (``luksrotd.rotation.wire``); raises what ``ports.EngineSession`` says."""
         if not self._path:
             return self._start(request)

@@ -83,26 +83,26 @@ def _judge(enumeration: Enumeration, oracle: Oracle) -> tuple[int, list[str]]:
     """Each state by libcryptsetup, and what its own recovery makes of it: exactly one of the states between phases."""
     count, wrong = 0, []
     between = [parse_pair(start) for start in enumeration.starts]
-    for count, (crash, image) in enumerate(states(enumeration), 1):
+    for crash, image in states(enumeration):
+        count += 1
         wrong += [f"epoch {crash.epoch}: {what}" for what in oracle.judge(image)]
         if not same_content(image, between):
             wrong.append(f"epoch {crash.epoch}: neither before nor after")
     return count, wrong
 
 
-def test_libcryptsetup_finds_no_violation_in_any_state(operation, capsys):
+def test_libcryptsetup_finds_no_violation_in_any_state(operation, report):
     name, enumeration = operation
     oracle = _oracle(enrolling=name == "enrolment")
     count, wrong = _judge(enumeration, oracle)
     assert wrong == []
-    with capsys.disabled():
-        print(
-            f"\n{name}, {enumeration.sector}-byte sectors: {count} crash states judged by libcryptsetup "
-            f"(each copy alone: {oracle.opened} headers loaded), 0 violations"
-        )
+    report(
+        f"real {name}, {enumeration.sector}-byte sectors: {count} crash states judged by libcryptsetup "
+        f"(each copy alone: {oracle.opened} headers loaded), 0 violations"
+    )
 
 
-def test_reconcile_brings_every_state_to_one_end(operation, capsys):
+def test_reconcile_brings_every_state_to_one_end(operation, report):
     """The states whose header differs, that is: what reconcile does depends on nothing else."""
     name, enumeration = operation
     oracle = _oracle(enrolling=name == "enrolment")
@@ -115,8 +115,7 @@ def test_reconcile_brings_every_state_to_one_end(operation, capsys):
         simulation = RealSimulation(image.read(0, image.size), sector_size=enumeration.sector)
         assert simulation.reconcile().left == ()
         assert _is_done(simulation, enumeration, oracle) == []
-    with capsys.disabled():
-        print(f"\n{name}, {enumeration.sector}-byte sectors: {len(reconciled)} headers reconciled, all clean")
+    report(f"real {name}, {enumeration.sector}-byte sectors: {len(reconciled)} headers reconciled, all clean")
 
 
 def _is_done(simulation: Simulation, enumeration: Enumeration, oracle: Oracle) -> list[str]:

@@ -269,7 +269,7 @@ async def test_a_jobs_life_on_the_bus_is_told_once_and_in_order(enrolled, client
         for message in mine
         if message.member == "PropertiesChanged" and "Stage" in message.body[1]
     ]
-    order = "locking reading deriving verifying delivering waiting-for-metadata-lock new-area header-primary".split()
+    order = ["locking", "reading", "deriving", "verifying", "delivering", "waiting-for-metadata-lock", "new-area", "header-primary"]
     assert stages[:8] == order
     assert stages[-1] == "done"
     assert [message.body for message in mine if message.member == "Completed"] in (

@@ -183,7 +183,7 @@ async def test_what_a_crash_left_is_reconciled_when_the_volume_comes(world):
 async def test_a_reconcile_that_fails_is_not_tried_again_and_again(world):
     size = world.view.pair.hdr_size
     world.disk.replace(size, bytes(4096))
-    world.disk.faults.writes = {number: 0 for number in range(100)}
+    world.disk.faults.writes = dict.fromkeys(range(100), 0)
     async with world.running():
         (job,) = world.runner.jobs.values()
         await asyncio.wait([asyncio.ensure_future(job.wait())])

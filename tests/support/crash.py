@@ -16,7 +16,7 @@ from itertools import product
 from typing import Protocol
 
 #: More header sectors than this in one epoch are not enumerated one by one but by classes, like a bulk.
-SINGLE_SECTORS_MAX = 8
+SINGLE_SECTORS_MAX = 5
 
 
 class Writes(Protocol):

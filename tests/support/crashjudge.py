@@ -62,8 +62,9 @@ def record(before: bytes, operate: Callable[[Simulation], object], sector_size: 
 class Judge:
     """Finds what is wrong with states of a scenario; counts the states, and judges none twice."""
 
-    def __init__(self, scenario: Scenario, *, depth: int = 1) -> None:
+    def __init__(self, scenario: Scenario, *, depth: int = 1, sector: int = 512) -> None:
         self.scenario = scenario
+        self.sector = sector
         self.depth = depth
         self.states = 0
         self._judged: set[int] = set()
@@ -105,7 +106,7 @@ class Judge:
         if again.disk.log:
             wrong.append("I7: a second reconcile writes")
         if depth > 1 and not wrong:
-            inner = Enumeration(image, simulation.disk.epochs(), 2 * simulation.pair.hdr_size)
+            inner = Enumeration(image, simulation.disk.epochs(), 2 * simulation.pair.hdr_size, self.sector)
             for state in inner.images():
                 wrong += [f"crash in reconcile: {what}" for what in self.violations(state, depth - 1)]
         return wrong

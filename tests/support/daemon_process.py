@@ -120,7 +120,10 @@ class Disk:
         """Name of the key and number of the keyslot, of each token of ours."""
         tokens = self.metadata()["tokens"].values()
         return [
-            (token["name"], int(slot)) for token in tokens if token["type"] == names.TOKEN_TYPE for slot in token["keyslots"]
+            (token["name"], int(slot))
+            for token in tokens
+            if token["type"] == names.TOKEN_TYPE
+            for slot in token["keyslots"]
         ]
 
     def detach(self) -> None:
@@ -148,7 +151,10 @@ def disk(
 async def appeared(client: BusClient, path: str) -> dict[str, Any]:
     """Wait until the volume is on the bus, and (as a volume that a job is at has no settled state) idle."""
     async with asyncio.timeout(WAIT_SECONDS):
-        while path not in (await client.call(names.ROOT_PATH, "org.freedesktop.DBus.ObjectManager", "GetManagedObjects"))[0]:
+        while (
+            path
+            not in (await client.call(names.ROOT_PATH, "org.freedesktop.DBus.ObjectManager", "GetManagedObjects"))[0]
+        ):
             await client.signal("InterfacesAdded")
     return await settled(client, path)
 
@@ -220,5 +226,3 @@ async def take_key(client: BusClient, job: str) -> bytes:
     (fd,) = reply.unix_fds
     with os.fdopen(fd, "rb") as file:
         return file.read()
-
-

@@ -24,7 +24,7 @@ PBKDF = ("--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000")
 _templates: dict[tuple[object, ...], Path] = {}
 
 
-def make_image(
+def make_image(  # noqa: PLR0913 - all but the path are keywords, each an option of cryptsetup
     path: str | Path,
     *,
     key: bytes = KEY,
@@ -100,7 +100,7 @@ def cryptsetup_opens(path: str | Path, key: bytes, keyslot: int | None = None) -
 
 def luks_dump_json(path: str | Path) -> dict[str, Any]:
     """``cryptsetup luksDump --dump-json-metadata``."""
-    return json.loads(run("luksDump", "--dump-json-metadata", str(path)))
+    return json.loads(run("luksDump", "--dump-json-metadata", str(path)))  # type: ignore[no-any-return]  # an object
 
 
 def run(*arguments: str, stdin: bytes = b"") -> str:

@@ -36,11 +36,11 @@ def material(secret: bytes, salt: str) -> bytes:
 
 
 def make_volume(secrets: Sequence[bytes], *, areas: int = 8, uuid: str = UUID, seed: int = 1) -> bytes:
-    """A volume whose keyslots 0, 1, … are opened by ``secrets``; room for ``areas`` keyslots; data of one sector."""
+    """A volume whose keyslots 0, 1, … are opened by ``secrets``; room for ``areas`` keyslots; data of 4 KiB."""
     rng = random.Random(seed)
     keyslots_size = areas * layout.AREA_ALIGNMENT
     start = 2 * HDR_SIZE
-    image = bytearray(start) + bytearray(rng.randbytes(keyslots_size)) + bytearray(layout.SECTOR)
+    image = bytearray(start) + bytearray(rng.randbytes(keyslots_size)) + bytearray(layout.AREA_ALIGNMENT)
     raw: dict[str, Any] = {
         "keyslots": {},
         "tokens": {},

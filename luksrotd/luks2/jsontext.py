@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The text of a JSON area → an object (LUKS2 specification, section 3).
+
+libcryptsetup reads the area with json-c, which is lax: comments, single quotes, members that come twice, names cut at
+a NUL, integers clamped to 64 bits.  Text that could mean one thing to json-c and another to us is refused.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, NoReturn
+
+from luksrotd.errors import FormatError
+
+#: Levels of nesting that json-c reads, a scalar counted as a level (JSON_TOKENER_DEFAULT_DEPTH).
+DEPTH_MAX: Final = 32
+
+Json = Mapping[str, Any]
+
+
+def load(area: bytes) -> Json:
+    """The object in a JSON ``area``, which zeros must follow; raises ``FormatError``."""
+    if not area.startswith(b"{"):
+        _fail("the JSON area does not start with an object")
+    text = area.rstrip(b"\0")
+    if len(text) == len(area):
+        _fail("the JSON area is not terminated")
+    try:
+        loaded = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_constant)
+    except RecursionError as error:
+        raise FormatError("cannot read LUKS2 metadata: it is nested too deeply") from error
+    except ValueError as error:
+        raise FormatError(f"cannot read LUKS2 metadata: not JSON: {error}") from error
+    for value, depth in walk(loaded):
+        if depth > DEPTH_MAX:
+            _fail("it is nested too deeply")
+        if what := trouble(value):
+            _fail(what)
+    return loaded  # type: ignore[no-any-return]  # it starts with "{": a dict, or ValueError
+
+
+def walk(value: object) -> Iterator[tuple[object, int]]:
+    """Every value and member name with its level of nesting, from 1 on; without recursion."""
+    todo: list[tuple[object, int]] = [(value, 1)]
+    while todo:
+        item, depth = todo.pop()
+        yield item, depth
+        if isinstance(item, dict):
+            # A name lies on the level of its object.
+            todo.extend((name, depth) for name in item)
+            todo.extend((part, depth + 1) for part in item.values())
+        elif isinstance(item, list):
+            todo.extend((part, depth + 1) for part in item)
+
+
+def trouble(value: object) -> str:
+    """Why json-c would not keep a scalar as it is; '' if it would."""
+    if isinstance(value, str):
+        if "\0" in value:
+            return "a text has a NUL"
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            return "a text has a lone surrogate"
+    elif isinstance(value, int):
+        if not -(2**63) <= value < 2**64:
+            return "a number does not fit into 64 bits"
+    elif isinstance(value, float) and not math.isfinite(value):
+        return "a number does not fit into a double"
+    return ""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        _fail("an object has a member twice")
+    return members
+
+
+def _constant(name: str) -> NoReturn:
+    _fail(f"{name} is not JSON")
+
+
+def _fail(what: str) -> NoReturn:
+    raise FormatError(f"cannot read LUKS2 metadata: {what}")

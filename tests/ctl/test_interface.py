@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The contract around the verbs: exit statuses, help, the man page, what is loaded when."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from luksrotd import __version__
+from luksrotd.ctl.cli import build_parser
+from luksrotd.ctl.exits import Exit, status_of, worst
+from luksrotd.ctl.naming import uuid_of
+from luksrotd.errors import Outcome, leaves
+from tests.ctl.conftest import ROOT, ctl, environment, works
+
+VERBS = ("list", "show", "enroll", "rotate", "verify", "reconcile")
+STATUS = {
+    "InvalidArgs": 2,
+    "NeedsPerson": 3,
+    "NotAuthorized": 5,
+    "InteractiveAuthorizationRequired": 5,
+    "Busy": 6,
+    "LockTimeout": 6,
+    "Conflict": 6,
+}
+MAN = ROOT / "docs" / "man" / "luksrotctl.1.scd"
+
+
+@pytest.mark.parametrize("code", sorted(leaves()))
+def test_every_error_has_its_exit_status(code):
+    assert status_of(leaves()[code]("cannot")) == STATUS.get(code, 1)
+    for outcome in set(Outcome) - {Outcome.UNCHANGED}:
+        assert status_of(leaves()[code]("cannot", outcome=outcome)) == 4
+
+
+def test_the_worst_status_counts():
+    assert worst([]) == Exit.DONE
+    assert worst([Exit.DONE, Exit.BUSY]) == Exit.BUSY
+    assert worst([Exit.UNKNOWN, Exit.PERSON, Exit.FAILED]) == Exit.UNKNOWN
+
+
+def test_uuids():
+    uuid = "0B7D65A2-0000-4000-8000-00000000000a"
+    assert uuid_of(uuid) == uuid_of(f"UUID={uuid}") == uuid.lower()
+    assert uuid_of("/dev/sda") is None
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help(verb):
+    text = works(*filter(None, [verb]), "--help")
+    assert "example" in text
+    assert f"luksrotctl {verb}".strip() in text
+
+
+def test_version():
+    assert works("--version") == f"luksrotctl {__version__}\n"
+
+
+def test_man_page_builds_and_names_every_option_and_status():
+    page = MAN.read_text()
+    built = subprocess.run(["scdoc"], input=page.encode(), capture_output=True, check=True)
+    assert built.stderr == b""
+    parsers = [build_parser(), *build_parser()._subparsers._group_actions[0].choices.values()]
+    options = {option for parser in parsers for action in parser._actions for option in action.option_strings}
+    named = set(re.findall(r"\*(--?[a-z-]+)\*", page))
+    assert options - {"-h"} <= named
+    assert named - options == set()
+    assert {int(number) for number in re.findall(r"^\S+\s+\*(\d)\*$", page, re.MULTILINE)} == set(Exit)
+    assert all(f"*{verb}*" in page for verb in VERBS)
+
+
+def loaded(*arguments):
+    command = [sys.executable, "-P", "-X", "importtime", "-m", "luksrotd.ctl", *arguments]
+    nowhere = environment(DBUS_SYSTEM_BUS_ADDRESS="unix:path=/nonexistent")
+    done = subprocess.run(command, env=nowhere, capture_output=True, text=True, check=False)
+    return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+
+
+def test_each_way_loads_only_what_it_needs():
+    bus = loaded("list")
+    assert "dbus_next" in bus
+    assert not [
+        name for name in bus if name.startswith(("luksrotd.host", "luksrotd.service", "luksrotd.luks2", "rich"))
+    ]
+    direct = loaded("--direct", "show", "/dev/null")
+    assert "luksrotd.direct" in direct
+    assert not [name for name in direct if name.startswith(("dbus_next", "rich", "luksrotd.cryptsetup"))]
+
+
+def test_completion_without_argcomplete_is_no_error():
+    assert ctl("--version", env={"_ARGCOMPLETE": "0"}).returncode in (0, 1)
