@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Being a service on the system bus: connect, own the name, notice the end.  Raises only ``ConnectionError``."""
 
-from contextlib import suppress
+import asyncio
 from typing import Any, Final
 
 from dbus_next.errors import AuthError, DBusError
@@ -33,5 +33,7 @@ async def own_name(bus: Bus) -> None:
 
 async def lost(bus: Bus) -> None:
     """Return when the connection has ended."""
-    with suppress(OSError, EOFError):
-        await bus.wait_for_disconnect()  # type: ignore[no-untyped-call] # of dbus-next
+    # In a task of its own: cancelling dbus-next's coroutine cancels the future that Bus.close needs.
+    ended = asyncio.ensure_future(bus.wait_for_disconnect())  # type: ignore[no-untyped-call] # of dbus-next
+    ended.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody has to look
+    await asyncio.wait({ended})

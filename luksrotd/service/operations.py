@@ -10,6 +10,7 @@ from luksrotd.errors import Busy, Outcome
 from luksrotd.names import DEFAULT_KEY_NAME
 from luksrotd.ports import Caller
 from luksrotd.rotation.edits import UNLOCK, Pbkdf
+from luksrotd.rotation.reconcile import Action
 from luksrotd.service.handover import Secrets
 from luksrotd.service.jobs import Job, Kind
 from luksrotd.service.registry import Registry, Volume
@@ -91,9 +92,10 @@ class Operations:
         return await self._volumes.data(self._registry.get(uuid).ref, name=name)
 
     async def reconcile(self, uuid: str, owner: Caller | None = None, *, dry_run: bool = False) -> Reconciled:
-        """Finish what a crash interrupted, or (``dry_run``) say what would be done."""
-        if dry_run:
-            return await self._volumes.reconcile(self._registry.get(uuid).ref, dry_run=True)
+        """Finish what a crash interrupted, or (``dry_run``) say what would be done; only a repair waits its turn."""
+        seen = await self._volumes.reconcile(self._registry.get(uuid).ref, dry_run=True)
+        if dry_run or not any(finding.action is Action.REPAIR for finding in seen.found):
+            return seen
         result = await self._reconcile(uuid, owner).wait()
         assert isinstance(result, Reconciled)  # noqa: S101 -- for mypy: it is what _reconcile returns
         return result

@@ -58,14 +58,16 @@ class DaemonProcess:
 
 
 @asynccontextmanager
-async def running(bed: TestBed, client: BusClient, **fault: Any) -> AsyncIterator[DaemonProcess]:
+async def running(
+    bed: TestBed, client: BusClient, *, environment: Mapping[str, str] | None = None, **fault: Any
+) -> AsyncIterator[DaemonProcess]:
     """The daemon, ready; ended on leaving."""
     await client.subscribe(f"type='signal',member='NameOwnerChanged',arg0='{names.BUS_NAME}'")
     log = bed.dir / "luksrotd.log"
     argument = json.dumps({"prefix": PREFIX, **fault})
     with log.open("wb") as output:
         argv = [sys.executable, "-m", "tests.support.daemon_launcher", argument]
-        process = bed.spawn(argv, cwd=PROJECT, env=ENVIRONMENT, stderr=output, stdin=subprocess.DEVNULL)
+        process = bed.spawn(argv, cwd=PROJECT, env={**ENVIRONMENT, **(environment or {})}, stderr=output, stdin=subprocess.DEVNULL)
     daemon = DaemonProcess(process, log)
     try:
         async with asyncio.timeout(WAIT_SECONDS):
