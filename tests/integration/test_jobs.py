@@ -137,7 +137,12 @@ async def test_descriptors_are_closed_whatever_becomes_of_the_job(enrolled, daem
         fd = memfd(OLD)
         with pytest.raises(CallFailed):
             await client.call(
-                enrolled.path, DEVICE, "Rotate", "sa{sv}a{sv}a{sv}", ["", {"fd": Variant("h", 0)}, credential, {}], fds=[fd]
+                enrolled.path,
+                DEVICE,
+                "Rotate",
+                "sa{sv}a{sv}a{sv}",
+                ["", {"fd": Variant("h", 0)}, credential, {}],
+                fds=[fd],
             )
         os.close(fd)
     await until(lambda: not open_files())
@@ -213,7 +218,12 @@ async def test_cryptsetup_racing_rotations_loses_nothing_on_either_side(enrolled
         await asyncio.to_thread(foreign, number)
         done = await ended(client, job)
         assert (done["State"], done["Result"]["generation"].value) == ("finished", number + 2), done
-    assert [enrolled.opens(secret) for secret in (OLD, b"rotated-49", b"rotated-48", BACKUP)] == [True, True, False, False]
+    assert [enrolled.opens(secret) for secret in (OLD, b"rotated-49", b"rotated-48", BACKUP)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     assert all(enrolled.opens(f"foreign-{number}".encode()) for number in alive)
     metadata = enrolled.metadata()
     assert len(metadata["keyslots"]) == 2 + kept
@@ -270,7 +280,9 @@ async def test_systemd_is_told_when_it_is_ready_and_when_it_stops(bed, client, v
         environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "40000"}
         async with running(bed, client, environment=environment) as daemon:
             # Ready means that the volumes are there already.
-            assert [volume.path] == (await client.call(names.ROOT_PATH, names.MANAGER_INTERFACE, "GetDevices", "a{sv}", [{}]))[0]
+            assert [volume.path] == (
+                await client.call(names.ROOT_PATH, names.MANAGER_INTERFACE, "GetDevices", "a{sv}", [{}])
+            )[0]
             loop = asyncio.get_running_loop()
             while not any("READY=1" in text for text in told) or sum("WATCHDOG=1" in text for text in told) < 3:
                 told.append((await loop.sock_recv(notify, 4096)).decode())

@@ -67,7 +67,9 @@ async def running(
     argument = json.dumps({"prefix": PREFIX, **fault})
     with log.open("wb") as output:
         argv = [sys.executable, "-m", "tests.support.daemon_launcher", argument]
-        process = bed.spawn(argv, cwd=PROJECT, env={**ENVIRONMENT, **(environment or {})}, stderr=output, stdin=subprocess.DEVNULL)
+        process = bed.spawn(
+            argv, cwd=PROJECT, env={**ENVIRONMENT, **(environment or {})}, stderr=output, stdin=subprocess.DEVNULL
+        )
     daemon = DaemonProcess(process, log)
     try:
         async with asyncio.timeout(WAIT_SECONDS):
@@ -220,9 +222,11 @@ async def reached(client: BusClient, job: str, **wanted: Any) -> Mapping[str, An
 
 
 async def take_key(client: BusClient, job: str) -> bytes:
-    """The generated key."""
+    """The generated key, taken and confirmed."""
     reply = await client.reply(job, names.JOB_INTERFACE, "TakeKey", "a{sv}", [{}])
     assert reply.unix_fds, reply.body
     (fd,) = reply.unix_fds
     with os.fdopen(fd, "rb") as file:
-        return file.read()
+        key = file.read()
+    await client.call(job, names.JOB_INTERFACE, "ConfirmKey", "a{sv}", [{}])
+    return key
