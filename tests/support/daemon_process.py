@@ -67,7 +67,9 @@ async def running(
     argument = json.dumps({"prefix": PREFIX, **fault})
     with log.open("wb") as output:
         argv = [sys.executable, "-m", "tests.support.daemon_launcher", argument]
-        process = bed.spawn(argv, cwd=PROJECT, env={**ENVIRONMENT, **(environment or {})}, stderr=output, stdin=subprocess.DEVNULL)
+        process = bed.spawn(
+            argv, cwd=PROJECT, env={**ENVIRONMENT, **(environment or {})}, stderr=output, stdin=subprocess.DEVNULL
+        )
     daemon = DaemonProcess(process, log)
     try:
         async with asyncio.timeout(WAIT_SECONDS):
@@ -125,6 +127,10 @@ class Disk:
             if token["type"] == names.TOKEN_TYPE
             for slot in token["keyslots"]
         ]
+
+    def headers(self) -> bytes:
+        """Both header copies, as they are."""
+        return Path(self.node).read_bytes()[:32768]
 
     def detach(self) -> None:
         """Pull it."""
