@@ -5,7 +5,6 @@ import asyncio
 import json
 import os
 import subprocess
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -81,10 +80,10 @@ async def test_a_key_through_its_life(daemon, client, volume):
 
 
 async def test_a_generated_key_is_handed_over_before_anything_is_written(enrolled, client):
-    before = Path(enrolled.node).read_bytes()[:32768]
+    before = enrolled.headers()
     job = await start(client, enrolled.path, new=None)
     await reached(client, job, Stage="delivering")
-    assert Path(enrolled.node).read_bytes()[:32768] == before
+    assert enrolled.headers() == before
     async with BusClient() as other:
         assert (await refusal(other.call(job, JOB, "TakeKey", "a{sv}", [{}]))).name == ERROR + "NotAuthorized"
     key = await take_key(client, job)
@@ -258,16 +257,8 @@ async def test_a_jobs_life_on_the_bus_is_told_once_and_in_order(enrolled, client
         for message in mine
         if message.member == "PropertiesChanged" and "Stage" in message.body[1]
     ]
-    order = [
-        "locking",
-        "reading",
-        "deriving",
-        "verifying",
-        "delivering",
-        "waiting-for-metadata-lock",
-        "new-area",
-        "header-primary",
-    ]
+    order = ["locking", "reading", "deriving", "verifying", "delivering", "waiting-for-metadata-lock"]
+    order += ["new-area", "header-primary"]
     assert stages[:8] == order
     assert stages[-1] == "done"
     assert [message.body for message in mine if message.member == "Completed"] in (
@@ -373,4 +364,4 @@ async def test_what_is_wrong_when_a_volume_comes_is_mended_at_once(bed, daemon, 
     with disk(bed, "torn", prepare=tear) as torn:
         await appeared(client, torn.path)
         await settled(client, torn.path, Problems=[])
-        assert Path(torn.node).read_bytes()[16384:16388] == b"SKUL"
+        assert torn.headers()[16384:16388] == b"SKUL"

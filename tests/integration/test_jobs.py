@@ -14,6 +14,9 @@ import pytest
 from dbus_next.signature import Variant
 
 from luksrotd import names
+from luksrotd.host.blockdev import BlockDevices
+from luksrotd.host.locks import HostLocks
+from luksrotd.ports import DeviceRef
 from tests.support import makeimage
 from tests.support.busclient import BusClient, CallFailed
 from tests.support.daemon_process import (
@@ -39,18 +42,19 @@ SLOW = {"pbkdf-force-iterations": Variant("u", 1_000_000_000)}
 async def until(condition):
     """Wait for something outside that nothing tells of."""
     async with asyncio.timeout(WAIT_SECONDS):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 -- of files and other processes there is no event
             await asyncio.sleep(0.005)
+
+
+async def start_for_ever(client, volume):
+    while True:
+        await start(client, volume.path)
 
 
 async def enrol(client, volume):
     await appeared(client, volume.path)
     job = await start(client, volume.path, "Enroll", new=BACKUP)
     assert (await ended(client, job))["State"] == "finished"
-
-
-def headers(volume):
-    return Path(volume.node).read_bytes()[:32768]
 
 
 def workers_of(pid):
@@ -84,13 +88,13 @@ async def test_a_job_with_a_supplied_secret_outlives_its_caller(bed, client, vol
 
 
 async def test_a_job_with_a_generated_key_does_not(enrolled, client):
-    before = headers(enrolled)
+    before = enrolled.headers()
     async with BusClient() as caller:
         job = await start(caller, enrolled.path, new=None)
         await reached(client, job, Stage="delivering")
     done = await ended(client, job)
     assert (done["State"], done["ErrorName"]) == ("cancelled", names.ERROR_PREFIX + "Cancelled")
-    assert headers(enrolled) == before
+    assert enrolled.headers() == before
 
 
 async def test_nor_does_it_while_it_still_derives(enrolled, daemon, client):
@@ -102,14 +106,14 @@ async def test_nor_does_it_while_it_still_derives(enrolled, daemon, client):
 
 
 async def test_cancelling_ends_a_derivation_at_once(enrolled, daemon, client):
-    before = headers(enrolled)
+    before = enrolled.headers()
     job = await start(client, enrolled.path, **SLOW)
     await reached(client, job, Stage="deriving", Cancellable=True)
     assert workers_of(daemon.pid)
     await client.call(job, JOB, "Cancel", "a{sv}", [{}])
     done = await ended(client, job)
     assert (done["State"], done["Outcome"], done["Cancellable"]) == ("cancelled", "unchanged", False)
-    assert headers(enrolled) == before
+    assert enrolled.headers() == before
     await until(lambda: not workers_of(daemon.pid))
     assert (await client.get_all(enrolled.path, DEVICE))["Busy"] is False
 
@@ -120,7 +124,7 @@ async def test_descriptors_are_closed_whatever_becomes_of_the_job(enrolled, daem
         links = []
         for link in Path(f"/proc/{daemon.pid}/fd").iterdir():
             with suppress(FileNotFoundError):
-                links.append(os.readlink(link))
+                links.append(str(link.readlink()))
         return [link for link in links if "memfd" in link or enrolled.node in link]
 
     job = await start(client, enrolled.path, **SLOW)
@@ -135,15 +139,9 @@ async def test_descriptors_are_closed_whatever_becomes_of_the_job(enrolled, daem
         await ended(client, job)
     for credential in ({"fd": Variant("h", 0), "keyfile": Variant("s", "/x")}, {"keyfile": Variant("s", "/nowhere")}):
         fd = memfd(OLD)
+        body = ["", {"fd": Variant("h", 0)}, credential, {}]
         with pytest.raises(CallFailed):
-            await client.call(
-                enrolled.path,
-                DEVICE,
-                "Rotate",
-                "sa{sv}a{sv}a{sv}",
-                ["", {"fd": Variant("h", 0)}, credential, {}],
-                fds=[fd],
-            )
+            await client.call(enrolled.path, DEVICE, "Rotate", "sa{sv}a{sv}a{sv}", body, fds=[fd])
         os.close(fd)
     await until(lambda: not open_files())
 
@@ -160,8 +158,7 @@ async def test_two_rotations_of_one_volume_at_once(enrolled, client):
 async def test_a_flood_of_jobs_is_refused_in_order(enrolled, client):
     jobs = [await start(client, enrolled.path, **SLOW)]
     with pytest.raises(CallFailed) as caught:
-        for _ in range(20):
-            jobs.append(await start(client, enrolled.path))
+        jobs.extend([await start(client, enrolled.path) for _ in range(20)])
     assert caught.value.name == names.ERROR_PREFIX + "Busy"
     for job in reversed(jobs):
         await client.call(job, JOB, "Cancel", "a{sv}", [{}])
@@ -171,10 +168,6 @@ async def test_a_flood_of_jobs_is_refused_in_order(enrolled, client):
 async def test_another_process_at_work_is_respected(enrolled, client, monkeypatch):
     """luksrotctl --direct and the daemon exclude each other by the job lock."""
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
-    from luksrotd.host.blockdev import BlockDevices
-    from luksrotd.host.locks import HostLocks
-    from luksrotd.ports import DeviceRef
-
     device = BlockDevices().open(DeviceRef(enrolled.node))
     async with HostLocks().job(device):
         done = await ended(client, await start(client, enrolled.path))
@@ -218,12 +211,8 @@ async def test_cryptsetup_racing_rotations_loses_nothing_on_either_side(enrolled
         await asyncio.to_thread(foreign, number)
         done = await ended(client, job)
         assert (done["State"], done["Result"]["generation"].value) == ("finished", number + 2), done
-    assert [enrolled.opens(secret) for secret in (OLD, b"rotated-49", b"rotated-48", BACKUP)] == [
-        True,
-        True,
-        False,
-        False,
-    ]
+    assert all(enrolled.opens(secret) for secret in (OLD, b"rotated-49"))
+    assert not any(enrolled.opens(secret) for secret in (b"rotated-48", BACKUP))
     assert all(enrolled.opens(f"foreign-{number}".encode()) for number in alive)
     metadata = enrolled.metadata()
     assert len(metadata["keyslots"]) == 2 + kept
@@ -236,7 +225,7 @@ async def test_cryptsetup_racing_rotations_loses_nothing_on_either_side(enrolled
 async def test_sigterm_during_a_derivation_cancels_it(bed, client, volume):
     async with running(bed, client) as daemon:
         await enrol(client, volume)
-        before = headers(volume)
+        before = volume.headers()
         job = await start(client, volume.path, **SLOW)
         await reached(client, job, Stage="deriving")
         daemon.terminate()
@@ -246,7 +235,7 @@ async def test_sigterm_during_a_derivation_cancels_it(bed, client, volume):
         assert completed.body[:3] == [False, "unchanged", names.ERROR_PREFIX + "Cancelled"]
         assert await daemon.ended() == 0, daemon.log
         assert "Traceback" not in daemon.log
-        assert headers(volume) == before
+        assert volume.headers() == before
         assert not workers_of(daemon.pid)
 
 
@@ -261,8 +250,7 @@ async def test_sigterm_during_a_commit_finishes_it(bed, client, volume, tmp_path
             await client.call(job, JOB, "Cancel", "a{sv}", [{}])
         daemon.terminate()
         with pytest.raises(CallFailed, match="stopping"):
-            while True:  # until it has seen the signal
-                await start(client, volume.path)
+            await start_for_ever(client, volume)  # until it has seen the signal
         go.touch()
         completed = await client.signal("Completed")
         while completed.path != job:
@@ -280,9 +268,8 @@ async def test_systemd_is_told_when_it_is_ready_and_when_it_stops(bed, client, v
         environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "40000"}
         async with running(bed, client, environment=environment) as daemon:
             # Ready means that the volumes are there already.
-            assert [volume.path] == (
-                await client.call(names.ROOT_PATH, names.MANAGER_INTERFACE, "GetDevices", "a{sv}", [{}])
-            )[0]
+            call = (names.ROOT_PATH, names.MANAGER_INTERFACE, "GetDevices", "a{sv}", [{}])
+            assert await client.call(*call) == [[volume.path]]
             loop = asyncio.get_running_loop()
             while not any("READY=1" in text for text in told) or sum("WATCHDOG=1" in text for text in told) < 3:
                 told.append((await loop.sock_recv(notify, 4096)).decode())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``kill -9`` of the daemon at every write and flush; what is left, by real cryptsetup, before and after a reconcile."""
+"""``kill -9`` of the daemon at every write and flush: what real cryptsetup says, before and after a reconcile."""
 
 import signal
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from luksrotd import direct
 from luksrotd.ports import DeviceRef
-from tests.integration.test_jobs import headers, until, workers_of
+from tests.integration.test_jobs import until, workers_of
 from tests.support import makeimage
 from tests.support.daemon_process import BACKUP, OLD, appeared, ended, running, settled, start
 from tests.support.testbed import PROJECT
@@ -64,11 +64,11 @@ async def test_killed_at_any_write_or_flush_a_reconcile_makes_it_whole(bed, clie
         assert old_opens
         assert any(opened)
 
-        crashed = headers(volume)
+        crashed = volume.headers()
         first = await volumes.reconcile(DeviceRef(volume.node))
-        mended = headers(volume)
+        mended = volume.headers()
         second = await volumes.reconcile(DeviceRef(volume.node))
-        assert (second.found, second.left, headers(volume)) == ((), (), mended), "the second one has nothing to do"
+        assert (second.found, second.left, volume.headers()) == ((), (), mended), "the second one has nothing to do"
         assert (crashed != mended) == bool(first.found)
 
         # Exactly one pair, and its key, and nobody else's.

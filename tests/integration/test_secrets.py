@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Planted secrets are nowhere: no log, D-Bus message, argv, environment or file (I8)."""
 
-import asyncio
+import json
 import os
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from dbus_next.signature import Variant
 
 from luksrotd import names
 from tests.bus.monitor import Monitor
-from tests.integration.test_jobs import SLOW, headers, until
+from tests.integration.test_jobs import SLOW, until
 from tests.support.daemon_process import BACKUP, NEW, OLD, appeared, ended, reached, running, start, take_key
 
 pytestmark = pytest.mark.asyncio
@@ -48,7 +48,7 @@ async def test_no_secret_leaves_a_trace(bed, client, volume, tmp_path):
     async with Monitor() as monitor:
         async with running(bed, client, hold=16, reached=str(there), go=str(go)) as daemon:
             await appeared(client, volume.path)
-            data = {"data": Variant("s", '{"note": "%s"}' % WITNESS)}
+            data = {"data": Variant("s", json.dumps({"note": WITNESS}))}
             await ended(client, await start(client, volume.path, "Enroll", new=BACKUP, **data))
             assert (await ended(client, await start(client, volume.path, old=WRONG)))["State"] == "failed"
             # While a key is being derived, both secrets are in the worker.
@@ -69,13 +69,12 @@ async def test_no_secret_leaves_a_trace(bed, client, volume, tmp_path):
             seen["delivering"] = processes()
             generated = await take_key(client, job)
             assert (await ended(client, job))["State"] == "finished"
-            assert await client.call(volume.path, names.DEVICE_INTERFACE, "GetData", "sa{sv}", ["", {}]) == [
-                '{"note": "%s"}' % WITNESS
-            ]
+            (kept,) = await client.call(volume.path, names.DEVICE_INTERFACE, "GetData", "sa{sv}", ["", {}])
+            assert json.loads(kept) == {"note": WITNESS}
             seen["running"] = {str(daemon.pid): processes()[str(daemon.pid)]}
             log = daemon.log
         bodies = [repr((message.body, message.error_name, message.member)) for message in monitor.messages]
-        named = [os.readlink(f"/proc/self/fd/{fd}") for message in monitor.messages for fd in message.unix_fds]
+        named = [name_of(fd) for message in monitor.messages for fd in message.unix_fds]
         for message in monitor.messages:
             for fd in message.unix_fds:
                 os.close(fd)
@@ -103,15 +102,21 @@ async def test_no_secret_leaves_a_trace(bed, client, volume, tmp_path):
     for path, text in in_files.items():
         assert not [secret for secret in secrets if secret in text], path
     assert not [secret for secret in secrets if secret.decode() in log]
-    assert headers(volume)
+    assert volume.headers()
+
+
+def name_of(fd):
+    return str(Path(f"/proc/self/fd/{fd}").readlink())
+
+
+def proc(daemon, name):
+    return Path(f"/proc/{daemon.pid}/{name}").read_text().splitlines()
 
 
 async def test_the_daemon_cannot_be_dumped(daemon):
-    limits = Path(f"/proc/{daemon.pid}/limits").read_text()
-    core = next(line for line in limits.splitlines() if line.startswith("Max core file size"))
+    core = next(line for line in proc(daemon, "limits") if line.startswith("Max core file size"))
     assert core.split()[4:6] == ["0", "0"]
-    status = Path(f"/proc/{daemon.pid}/status").read_text()
-    assert next(line for line in status.splitlines() if line.startswith("Umask")).split()[1] == "0077"
+    assert next(line for line in proc(daemon, "status") if line.startswith("Umask")).split()[1] == "0077"
 
 
 async def test_a_secret_in_the_wrong_place_is_not_repeated(enrolled, client, daemon):
@@ -127,4 +132,3 @@ async def test_a_secret_in_the_wrong_place_is_not_repeated(enrolled, client, dae
         assert reply.error_name
         assert planted not in repr(reply.body)
     assert planted not in daemon.log
-    await asyncio.sleep(0)

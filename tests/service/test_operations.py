@@ -305,5 +305,4 @@ async def test_a_full_queue_leaves_no_secret_open():
     async with world.running():
         await world.enrolled()
         with pytest.raises(Busy):
-            for number in range(20):
-                world.start(new=b"%d" % number)
+            list(map(world.start, ["rotate"] * 20))

@@ -128,6 +128,10 @@ class Disk:
             for slot in token["keyslots"]
         ]
 
+    def headers(self) -> bytes:
+        """Both header copies, as they are."""
+        return Path(self.node).read_bytes()[:32768]
+
     def detach(self) -> None:
         """Pull it."""
         self._loop.detach()
