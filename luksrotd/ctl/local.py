@@ -9,7 +9,7 @@ from typing import Any
 from luksrotd import direct
 from luksrotd.ctl import model, secrets
 from luksrotd.ctl.naming import uuid_of
-from luksrotd.errors import Cancelled, DeviceError, LockError, NotAuthorized, Outcome
+from luksrotd.errors import DeviceError, LockError, NotAuthorized, Outcome
 from luksrotd.ports import DeviceRef, GenerateInto, SecretFd, SecretSource
 from luksrotd.rotation.edits import NEW, PBKDF_FOR_RANDOM_KEYS, UNLOCK, Pbkdf
 
@@ -100,13 +100,8 @@ class Local:
 
     async def reconcile(self, device: model.Device, *, dry_run: bool) -> model.Reconciled:
         """See ``model.Backend``."""
-        try:
-            with _permissions():
-                done = await self._volumes.reconcile(_ref(device), dry_run=dry_run)
-        except asyncio.CancelledError:
-            # It may have made one repair of several.
-            outcome = Outcome.UNCHANGED if dry_run else Outcome.UNKNOWN
-            raise Cancelled("cannot go on: the reconcile was interrupted", outcome=outcome) from None
+        with _permissions():
+            done = await self._volumes.reconcile(_ref(device), dry_run=dry_run)
         return model.Reconciled(_findings(done.found), _findings(done.left))
 
     def interrupt(self, task: asyncio.Task[Any]) -> None:

@@ -103,13 +103,13 @@ class Transactor:
                 _fill(shadow, snapshot)
                 return await session.opens(keyslot(snapshot.view), "unlock")
 
-    async def mend(self, ref: DeviceRef, device: HeaderDevice, *, orphans: bool) -> None:
-        """Make every repair that ``reconcile`` knows, one commit each, with the job lock held; needs no secret.
+    async def mend(self, ref: DeviceRef, device: HeaderDevice, *, orphans: bool) -> DeviceView:
+        """Make every repair that ``reconcile`` knows, one commit each, with the job lock held; the volume afterwards.
 
-        Once the first commit has begun, it cannot be cancelled any more.
+        Needs no secret.  Once the first commit has begun, it cannot be cancelled any more.
         """
 
-        async def work(point: PointOfNoReturn) -> None:
+        async def work(point: PointOfNoReturn) -> DeviceView:
             target = _Target(ref, device, point, ignore)
             for _ in range(self._attempts):
                 snapshot = await self._snapshot(ref, device, no_areas)
@@ -119,13 +119,13 @@ class Transactor:
                     elif change := reconcile.repair(snapshot.view, orphans=orphans):
                         plan = await self._plan_repair(snapshot, change)
                     else:
-                        return
+                        return snapshot.view
                     await self._commit(target, plan)
                 except Conflict:
                     continue
             raise Conflict("cannot reconcile: other tools keep changing the header")
 
-        await cancellable(work)
+        return await cancellable(work)
 
     async def _finish_crashed(self, ref: DeviceRef, device: HeaderDevice) -> None:
         """Heal and wipe what a crash left, before anything new is begun."""

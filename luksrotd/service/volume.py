@@ -123,16 +123,16 @@ class Volumes:
         """Finish what a crash interrupted; with ``dry_run`` only say what would be done.  Needs no secret."""
         async with self._transactor.opened(ref) as device:
             foreign = await self._host.probe.foreign(device)
-            found = reconcile.diagnose(await self.look(ref), foreign)
+            seen = await self.look(ref)
+            found = reconcile.diagnose(seen, foreign)
             if not dry_run and any(finding.action is Action.REPAIR for finding in found):
                 async with self._host.locks.job(device):
-                    await self._transactor.mend(ref, device, orphans=True)
-            after = await self.look(ref)
-        left = found if dry_run else reconcile.diagnose(after, foreign)
-        result = Reconciled(after.uuid, found, left, after.seqid)
+                    seen = await self._transactor.mend(ref, device, orphans=True)
+        left = reconcile.diagnose(seen, foreign)
+        result = Reconciled(seen.uuid, found, left, seen.seqid)
         if result.repaired:
             codes = ",".join(finding.code for finding in result.repaired)
-            self._host.journal.record("volume reconciled", uuid=after.uuid, repaired=codes, seqid=after.seqid)
+            self._host.journal.record("volume reconciled", uuid=seen.uuid, repaired=codes, seqid=seen.seqid)
         return result
 
     def _changed(self, done: Committed, message: str) -> KeyChange:
