@@ -2,7 +2,7 @@
 """Whether two headers differ by exactly the edits that were asked for, and by nothing else (invariants I3, I5)."""
 
 import copy
-from typing import Any, NoReturn
+from typing import Any, NoReturn, assert_never
 
 from luksrotd.errors import ConsistencyError
 from luksrotd.luks2 import layout
@@ -53,7 +53,11 @@ def _expected(before: Metadata, after: Metadata, edits: tuple[Edit, ...]) -> Jso
             case RemoveToken(token):
                 raw["tokens"].pop(str(token), None)
             case DestroyKeyslot(keyslot):
+                if str(keyslot) not in raw["keyslots"]:
+                    _reject(f"keyslot {keyslot}, which was not there to be removed")
                 _remove_keyslot(raw, str(keyslot))
+            case _ as unreachable:  # pragma: no cover - mypy proves it
+                assert_never(unreachable)
     return raw
 
 
@@ -87,7 +91,7 @@ def _check_added(added: Keyslot, edit: AddKeyslot, before: Metadata) -> None:
 
 
 def _remove_keyslot(raw: Json, keyslot: str) -> None:
-    raw["keyslots"].pop(keyslot, None)
+    del raw["keyslots"][keyslot]
     for owner in (*raw["digests"].values(), *raw["tokens"].values()):
         owner["keyslots"] = [reference for reference in owner["keyslots"] if reference != keyslot]
 

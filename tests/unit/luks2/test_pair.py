@@ -81,7 +81,7 @@ def test_the_secondary_is_found_without_the_primary():
 def test_the_error_names_the_first_trace_that_the_scan_has_found():
     image = forge.erased(forge.unsealed(IMAGE, Which.SECONDARY), Which.PRIMARY)
     image = forge.put(image, 32768, b"SKUL\xba\xbe")
-    with pytest.raises(FormatError, match="primary.*magic is missing; .*secondary.*checksum does not match"):
+    with pytest.raises(FormatError, match=r"primary.*magic is missing; .*secondary.*checksum does not match"):
         parse_pair(image)
 
 

@@ -212,6 +212,11 @@ def test_I3_a_destroyed_keyslot_is_gone_from_digests_and_tokens():
         check(forge.edited(image, edit("tokens/0/keyslots", ["0"])), (DestroyKeyslot(1),))
 
 
+def test_a_keyslot_that_was_not_there_cannot_have_been_destroyed():
+    with pytest.raises(ConsistencyError, match="keyslot 7, which was not there"):
+        check(AFTER, (*CHANGE.edits, DestroyKeyslot(7)))
+
+
 def test_enrolling_is_explained_as_well():
     change = policy.enroll(forge.view_of(BEFORE), replace(ENROLL, name="spare"))
     result = shadowed(BEFORE, change)

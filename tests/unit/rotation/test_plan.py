@@ -9,6 +9,7 @@ from luksrotd.luks2.layout import Which
 from luksrotd.rotation import policy, reconcile
 from luksrotd.rotation.change import Change
 from luksrotd.rotation.edits import AddKeyslot, DestroyKeyslot
+from luksrotd.rotation.fingerprint import fingerprint
 from luksrotd.rotation.plan import ShadowResult, plan_commit, plan_heal
 from luksrotd.rotation.protocol import ORDER, CommitPlan, Phase
 from tests.support import forge
@@ -150,8 +151,6 @@ def test_I3_a_difference_between_the_two_stages_is_refused():
 def moved(offset: int, size: int = 4096):
     def edit(raw):
         raw["keyslots"]["2"]["area"] |= {"offset": str(offset), "size": str(size)}
-        from luksrotd.rotation.fingerprint import fingerprint
-
         raw["tokens"]["0"]["fingerprint"] = fingerprint(raw["keyslots"]["2"])
 
     return edit
