@@ -49,7 +49,7 @@ class Daemon:
         self._registry = Registry(volumes, watcher)
         operations = Operations(volumes, self._registry, self._runner)
         guard = Guard(self._callers, PolkitAuthority(bus))
-        keyring = Keyring(bus, guard, SecretMemfd)
+        keyring = Keyring(guard, SecretMemfd)
         self._publisher = Publisher(bus, guard, keyring, operations, self._registry, self._runner)
 
     async def run(self, stop: asyncio.Event) -> int:

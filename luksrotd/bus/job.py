@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``org.luksrotd1.Job`` (dbus/org.luksrotd1.Job.xml)."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dbus_next.constants import MessageFlag
 from dbus_next.signature import Variant
 
 from luksrotd import names
-from luksrotd.bus.caller import current_message
 from luksrotd.bus.convert import device_path, result_property
 from luksrotd.bus.errors import name_of
 from luksrotd.bus.exposed import UNPRIVILEGED, exposed
@@ -58,14 +55,15 @@ class Job(Interface):
         handover = self._job.handover
         if handover is None:
             raise InvalidRequest("cannot hand over a key: the job generates none")
-        if current_message.get().flags & MessageFlag.NO_REPLY_EXPECTED:
-            raise InvalidRequest("cannot hand over a key: no reply is wanted")
-        key = await handover.take(caller)
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 -- for mypy: a coroutine runs in a task
-        # Bus added the callback that queues the reply when it made the task; this one comes after it.
-        task.add_done_callback(lambda _: handover.sent())
-        return key
+        return await handover.take(caller)
+
+    @exposed("a{sv}", "", action=UNPRIVILEGED, reason="only for the connection that started the job")
+    async def confirm_key(self, caller: Caller, options: Mapping[str, Any]) -> None:
+        """The generated key has been stored: the old one may die."""
+        handover = self._job.handover
+        if handover is None:
+            raise InvalidRequest("cannot confirm a key: the job generates none")
+        handover.confirm(caller)
 
     @emitted("bsss", "success", "outcome", "error_name", "error_message")
     def completed(self, success: bool, outcome: str, error_name: str, error_message: str) -> None:

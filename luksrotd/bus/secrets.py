@@ -6,38 +6,21 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, Protocol
-
-from dbus_next.constants import ErrorType, MessageType
-from dbus_next.message import Message
+from typing import Any
 
 from luksrotd import names
-from luksrotd.bus.caller import DAEMON
 from luksrotd.bus.convert import open_keyfile, the_member
 from luksrotd.bus.guard import Guard
 from luksrotd.ports import Caller, GenerateInto, SecretFd, SecretSource
 from luksrotd.service.handover import GeneratedKey, Handover, Secrets
 
 
-class Connection(Protocol):
-    """What is needed of ``Bus``."""
-
-    async def ask(self, member: str, signature: str = "", body: list[Any] | None = None) -> list[Any]:
-        """Call the bus daemon."""
-
-    def add_message_handler(self, handler: Callable[[Message], Message | bool | None]) -> object:
-        """See every incoming message."""
-
-
 class Keyring:
     """Makes ``Secrets`` of descriptions; ``new_key`` makes an empty memfd for a generated one."""
 
-    def __init__(self, bus: Connection, guard: Guard, new_key: Callable[[], GeneratedKey]) -> None:
-        self._bus = bus
+    def __init__(self, guard: Guard, new_key: Callable[[], GeneratedKey]) -> None:
         self._guard = guard
         self._new_key = new_key
-        self._refusals = 0
-        bus.add_message_handler(self._on_message)
 
     async def open(
         self, caller: Caller, details: Mapping[str, str], described: Mapping[str, Mapping[str, Any]]
@@ -66,18 +49,6 @@ class Keyring:
             return Secrets(sources, resources.pop_all(), handover, abandoned)
 
     def _handover(self, caller: Caller, resources: ExitStack) -> Handover:
-        handover = Handover(self._new_key(), caller, present=partial(self._received, caller.name, self._refusals))
+        handover = Handover(self._new_key(), caller)
         resources.callback(handover.close)
         return handover
-
-    async def _received(self, name: str, refusals: int) -> bool:
-        """Whether the bus has passed on what was sent to ``name`` before: it answers in order."""
-        (present,) = await self._bus.ask("NameHasOwner", "s", [name])
-        return bool(present) and self._refusals == refusals
-
-    def _on_message(self, message: Message) -> bool:
-        # The bus refuses to pass a descriptor to a connection that did not negotiate for them.
-        is_error = message.message_type is MessageType.ERROR
-        if is_error and message.sender == DAEMON and message.error_name == ErrorType.NOT_SUPPORTED.value:
-            self._refusals += 1
-        return False

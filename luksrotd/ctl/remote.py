@@ -20,7 +20,6 @@ from luksrotd.errors import (
     InvalidRequest,
     LuksrotdError,
     Outcome,
-    SecretRejected,
     UnknownDevice,
     Unreachable,
 )
@@ -187,6 +186,7 @@ class Remote:
                 delivery.deliver(fd)
             finally:
                 os.close(fd)
+            await self._bus.call(job, (names.JOB_INTERFACE, "ConfirmKey"))
         except LuksrotdError as error:
             await self._cancel(job)
             return error
@@ -210,10 +210,7 @@ def _end(completed: Sequence[Any], undelivered: LuksrotdError | None) -> Luksrot
     """The error, if any, that a job has ended with."""
     success, outcome, name, text = completed
     if success:
-        if undelivered is None:
-            return None
-        message = f"{undelivered.message}; the key was changed all the same, and is lost: rotate it again"
-        return SecretRejected(message, outcome=Outcome.COMMITTED)
+        return None
     told = error_of(name, text)
     known = Outcome(outcome) if outcome in list(Outcome) else Outcome.UNKNOWN
     return undelivered if undelivered and known is Outcome.UNCHANGED else type(told)(told.message, outcome=known)

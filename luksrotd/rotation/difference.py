@@ -12,14 +12,22 @@ from luksrotd.rotation.edits import AddKeyslot, DestroyKeyslot, Edit, RemoveToke
 from luksrotd.rotation.fingerprint import fingerprint
 
 Json = dict[str, Any]
+#: What lies between the fields and the checksum of a binary header.
+PADDING = slice(264, layout.CSUM_OFFSET)
 
 
 def check_difference(before: HeaderCopy, after: HeaderCopy, edits: tuple[Edit, ...]) -> None:
     """Raise ``ConsistencyError`` unless ``edits`` explain every difference between the two."""
+    if not edits:
+        if after.raw != before.raw:
+            _reject(f"the {before.header.which} header, which should have stayed as it was")
+        return
+    if any(after.raw[PADDING]) or any(after.raw[layout.FIELDS_SIZE : layout.BINARY_SIZE]):
+        _reject(f"the padding of the {before.header.which} header")
     for field in ("uuid", "label", "subsystem", "csum_alg", "hdr_size", "salt", "which"):
         if getattr(before.header, field) != getattr(after.header, field):
             _reject(f"the {field} of the {before.header.which} header")
-    if edits and after.header.seqid <= before.header.seqid:
+    if after.header.seqid <= before.header.seqid:
         raise ConsistencyError("cannot explain the change: the sequence number did not rise")  # I9
     expected = _normal(_expected(before.metadata, after.metadata, edits))
     actual = _normal(copy.deepcopy(dict(after.metadata.raw)))

@@ -139,7 +139,7 @@ def _check_key(
 def _without(parts: Mapping[str, Any], expected: Expectation) -> Mapping[str, Any]:
     """Leave out keyslots of ours that have lost their token: I3 has said so already."""
     salts = {found.salt for generations in expected.keys.values() for found in generations.values()}
-    ours = {n for n, slot in parts["keyslots"].items() if slot.get("kdf", {}).get("salt") in salts}
+    ours = {n for n, slot in parts["keyslots"].items() if slot["type"] == "luks2" and slot["kdf"]["salt"] in salts}
     return {
         **parts,
         "keyslots": {number: slot for number, slot in parts["keyslots"].items() if number not in ours},

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
-from luksrotd.errors import ConsistencyError, FormatError
+from luksrotd.errors import ConsistencyError, FormatError, NotLuks2, UnknownDevice
 from luksrotd.luks2 import layout
 from luksrotd.luks2.areas import Extent, overlapping, subtract
 from luksrotd.luks2.layout import Which
@@ -44,7 +44,7 @@ def plan_commit(before: Pair, change: Change, shadow: ShadowResult, noise: Noise
     retired = change.retired(before.winner.metadata)
     wiped = (*retired, *change.wipe)
     _check_new_areas(before, new)
-    _check_wiped_areas(before, final, wiped, retired)
+    _check_wiped_areas(before, (*committed.referenced, *final.referenced), wiped, retired)
     _check_bytes(shadow, allowed=(*new, *retired))
     steps = (
         Step(Phase.NEW_AREA, tuple(_new_area(shadow, area, _material_size(committed, area), noise) for area in new)),
@@ -85,7 +85,7 @@ def _plan(steps: Iterable[Step], before: Pair, committed: bytes, final: bytes, s
 def _parse(headers: bytes, before: Pair) -> Pair:
     try:
         pair = parse_pair(headers.ljust(before.length, b"\0"))
-    except FormatError as error:
+    except (FormatError, NotLuks2, UnknownDevice) as error:
         raise ConsistencyError(f"cannot use the shadow: {error.message}") from error
     if not pair.agree or pair.hdr_size != before.hdr_size:
         raise ConsistencyError("cannot use the shadow: its two header copies differ")
@@ -117,10 +117,12 @@ def _check_new_areas(before: Pair, new: tuple[Extent, ...]) -> None:
         raise ConsistencyError("cannot write two new keyslots into one area")
 
 
-def _check_wiped_areas(before: Pair, after: Pair, wiped: tuple[Extent, ...], retired: tuple[Extent, ...]) -> None:
-    """I4: only keyslot space is overwritten that nothing references any more."""
+def _check_wiped_areas(
+    before: Pair, after: tuple[Extent, ...], wiped: tuple[Extent, ...], retired: tuple[Extent, ...]
+) -> None:
+    """I4: only keyslot space is overwritten that nothing references any more; ``after`` is what is referenced then."""
     for extent in wiped:
-        if not before.winner.metadata.keyslots_area.contains(extent) or overlapping(extent, after.referenced):
+        if not before.winner.metadata.keyslots_area.contains(extent) or overlapping(extent, after):
             raise ConsistencyError(f"cannot wipe {extent.size} bytes at {extent.offset}: they are in use")
     for extent in set(wiped) - set(retired):
         if overlapping(extent, before.referenced):

@@ -63,6 +63,9 @@ def enroll(view: DeviceView, request: EnrollRequest) -> Change:
     tokens.check_name(request.name)
     if view.named(request.name):
         raise KeyExists(f"cannot enroll key {request.name!r}: the volume has one of that name already")
+    if view.unreadable:
+        # It may be a key of that name, written by a later version.
+        raise NeedsPerson(f"cannot enroll key {request.name!r}: {'; '.join(view.unreadable.values())}")
     keyslot, token = _free_keyslot(view), view.free_token()
     if token is None:
         raise NoFreeKeyslot(f"cannot add a token: all {layout.TOKENS_MAX} are taken")

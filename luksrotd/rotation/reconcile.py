@@ -98,7 +98,8 @@ def repair(view: DeviceView, *, orphans: bool = True) -> Change | None:
     if not closing:
         return None
     # Since the crash, another tool may have put a key of its own there: that part is not ours any more (I4).
-    ranges = tuple(rest for extent in merge(wipe) for rest in subtract(extent, view.pair.referenced))
+    taken = [_whole_blocks(area) for area in view.pair.referenced]
+    ranges = tuple(rest for extent in merge(wipe) for rest in subtract(extent, taken))
     return Change(closing=tuple(closing), wipe=ranges)
 
 
@@ -115,13 +116,15 @@ def _header_findings(view: DeviceView) -> Iterable[Finding]:
 
 def _key_findings(view: DeviceView, key: ManagedKey) -> Iterable[Finding]:
     where = f"key {key.token.name!r} generation {key.token.generation} (token {key.token.id})"
-    if _bad_ranges(view, key):
-        yield _finding(Code.WIPE_INTENT_BAD, f"{where}: its wipe intent names ranges outside the keyslots area")
+    bad = _bad_ranges(view, key)
+    if bad:
+        yield _finding(Code.WIPE_INTENT_BAD, f"{where}: its wipe intent names ranges that no keyslot can have had")
     elif key.token.wipe:
         ranges = ", ".join(f"{extent.size} bytes at {extent.offset}" for extent in key.token.wipe)
         yield _finding(Code.WIPE_PENDING, f"{where}: a retired key has not been wiped ({ranges})")
     if not key.token.keyslots:
-        yield _finding(Code.TOKEN_WITHOUT_KEYSLOT, f"{where}: its keyslot is gone, removed by another tool")
+        if not bad:  # else it stays until somebody has looked at the ranges
+            yield _finding(Code.TOKEN_WITHOUT_KEYSLOT, f"{where}: its keyslot is gone, removed by another tool")
     elif key.keyslot is None:
         yield _finding(Code.TOKEN_AMBIGUOUS, f"{where}: it names {len(key.token.keyslots)} keyslots")
     elif key.shared:
@@ -139,6 +142,12 @@ def _name_findings(view: DeviceView) -> Iterable[Finding]:
 def _bad_ranges(view: DeviceView, key: ManagedKey) -> bool:
     space = view.metadata.keyslots_area
     return any(not space.contains(extent) or extent.offset % BLOCK or extent.size % BLOCK for extent in key.token.wipe)
+
+
+def _whole_blocks(area: Extent) -> Extent:
+    """The blocks that an area touches: another tool may not align its areas, and we write only whole blocks."""
+    start = area.offset // BLOCK * BLOCK
+    return Extent(start, -(-area.end // BLOCK) * BLOCK - start)
 
 
 def _finding(code: Code, message: str) -> Finding:

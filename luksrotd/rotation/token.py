@@ -6,16 +6,18 @@ key it is, and, while a rotation is not finished, which ranges still hold a reti
 """
 
 import json
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, NoReturn
 
 from luksrotd.errors import FormatError, InvalidRequest
+from luksrotd.luks2 import jsontext
 from luksrotd.luks2.areas import Extent
+from luksrotd.luks2.layout import KEYSLOTS_MAX
+from luksrotd.luks2.members import quoted, u64
 from luksrotd.luks2.metadata import Token
 from luksrotd.names import TOKEN_TYPE
 
@@ -37,6 +39,8 @@ NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 #: Nesting of the associated data: well below json-c's limit of 32 for the whole header.
 DATA_DEPTH_MAX: Final = 16
 GENERATION_MAX: Final = 2**31 - 1
+#: Ranges in a wipe intent: one for each keyslot that a header can have.
+WIPE_MAX: Final = KEYSLOTS_MAX
 
 
 class KeyState(StrEnum):
@@ -70,8 +74,8 @@ def parse(token: Token) -> BackupToken:
     raw = token.raw
     where = f"token {token.id}"
     version = raw.get("version", SCHEMA_VERSION)
-    if version != SCHEMA_VERSION:
-        _fail(where, f"schema version {version!r} is not {SCHEMA_VERSION}")
+    if type(version) is not int or version != SCHEMA_VERSION:
+        _fail(where, f"schema version {quoted(str(version))} is not {SCHEMA_VERSION}")
     name, generation, data = raw.get("name"), raw.get("generation"), raw.get("data")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         _fail(where, "the name is missing or malformed")
@@ -80,8 +84,8 @@ def parse(token: Token) -> BackupToken:
     if not isinstance(data, dict):
         _fail(where, "the associated data is not an object")
     state = raw.get("state", KeyState.ACTIVE)
-    if state not in set(KeyState):
-        _fail(where, f"state {state!r} is unknown")
+    if not isinstance(state, str) or state not in set(KeyState):
+        _fail(where, f"state {quoted(str(state))} is unknown")
     rotated_at, fingerprint = raw.get("rotated_at", ""), raw.get("fingerprint")
     if not isinstance(rotated_at, str) or not (fingerprint is None or isinstance(fingerprint, str)):
         _fail(where, "rotated_at or fingerprint is not a string")
@@ -143,32 +147,12 @@ def parse_data(text: str) -> dict[str, Any]:
 
 def check_data(data: dict[str, Any]) -> dict[str, Any]:
     """``data`` if json-c keeps it as it is; raises ``InvalidRequest``."""
-    for value, depth in _walk(data):
-        if depth > DATA_DEPTH_MAX:
+    for value, depth in jsontext.walk(data):
+        if isinstance(value, dict | list) and depth > DATA_DEPTH_MAX:
             raise InvalidRequest(f"cannot use the associated data: it is nested deeper than {DATA_DEPTH_MAX} levels")
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise InvalidRequest("cannot use the associated data: a number does not fit into 64 bits")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InvalidRequest("cannot use the associated data: a number is too large")
-        if isinstance(value, str) and not _is_text(value):
-            raise InvalidRequest("cannot use the associated data: a text has a NUL or a lone surrogate")
+        if what := jsontext.trouble(value):
+            raise InvalidRequest(f"cannot use the associated data: {what}")
     return data
-
-
-def _walk(value: object) -> Iterator[tuple[object, int]]:
-    """Every value and member name with its level of nesting, without recursion."""
-    todo: list[tuple[object, int]] = [(value, 1)]
-    while todo:
-        item, depth = todo.pop()
-        yield item, depth if isinstance(item, dict | list) else 0
-        if isinstance(item, dict):
-            todo.extend((part, depth + 1) for pair in item.items() for part in pair)
-        elif isinstance(item, list):
-            todo.extend((part, depth + 1) for part in item)
-
-
-def _is_text(value: str) -> bool:
-    return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _constant(name: str) -> NoReturn:
@@ -176,16 +160,18 @@ def _constant(name: str) -> NoReturn:
 
 
 def _list(value: object, where: str) -> list[Any]:
-    if not isinstance(value, list):
-        _fail(where, "the wipe intent is not an array")
+    if not isinstance(value, list) or len(value) > WIPE_MAX:
+        _fail(where, f"the wipe intent is not an array of at most {WIPE_MAX} ranges")
     return value
 
 
 def _extent(entry: object, where: str) -> Extent:
-    try:
-        return Extent(int(entry["offset"]), int(entry["size"]))  # type: ignore[index]  # checked by the except
-    except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"cannot read {where}: a range of the wipe intent is malformed") from error
+    if not isinstance(entry, dict):
+        _fail(where, "a range of the wipe intent is not an object")
+    offset, size = (u64(entry, member, f"{where}: wipe intent") for member in ("offset", "size"))
+    if size == 0:
+        _fail(where, "a range of the wipe intent is empty")
+    return Extent(offset, size)
 
 
 def _fail(where: str, what: str) -> NoReturn:

@@ -19,7 +19,8 @@ from luksrotd.rotation.token import BackupToken
 class ManagedKey:
     """A token of ours with the keyslot that it names; ``keyslot`` is ``None`` unless it names exactly one.
 
-    ``stale``: another tool has changed the keyslot since we wrote the token.  ``shared``: other tokens name it too.
+    ``stale``: another tool has changed the keyslot since we wrote the token, or it is none that we could have made.
+    ``shared``: other tokens name it too.
     """
 
     token: BackupToken
@@ -102,8 +103,8 @@ def _managed(token: BackupToken, metadata: Metadata) -> ManagedKey:
         return ManagedKey(token, None, stale=False, shared=False)
     keyslot = metadata.keyslots[token.keyslots[0]]
     claims = sum(keyslot.id in other.keyslots for other in metadata.tokens.values())
-    known = token.fingerprint is not None and keyslot.kdf_salt is not None
-    stale = known and fingerprint(keyslot.raw) != token.fingerprint
+    ours = keyslot.kdf_salt is not None and metadata.opens_volume(keyslot.id)
+    stale = not ours or token.fingerprint not in (None, fingerprint(keyslot.raw))
     return ManagedKey(token, keyslot, stale, shared=claims > 1)
 
 

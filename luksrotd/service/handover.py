@@ -10,8 +10,8 @@ from typing import Final, Protocol
 from luksrotd.errors import Cancelled, InvalidRequest, NotAuthorized
 from luksrotd.ports import Caller, SecretSource
 
-TAKE_SECONDS: Final = 60.0
-"""How long a verified key waits to be taken; the worker and its memory wait with it."""
+CONFIRM_SECONDS: Final = 300.0
+"""How long a verified key waits to be confirmed; the worker, its memory and the volume's job lock wait with it."""
 
 
 class GeneratedKey(Protocol):
@@ -32,21 +32,18 @@ class GeneratedKey(Protocol):
 
 
 class Handover:
-    """Gives a generated key, once, to the connection that started the job.
+    """Gives a generated key to the connection that started the job, and waits until its owner says that it is safe.
 
-    ``present`` asks the bus whether the owner is still there.  The bus answers in order, so if it says yes after the
-    key was sent, the owner's connection has the key.
+    That a reply was sent proves nothing: the bus may refuse to pass it on, the owner may die before it has stored the
+    key.  So nothing is committed before ``confirm``.
     """
 
-    def __init__(
-        self, key: GeneratedKey, owner: Caller, *, present: Callable[[], Awaitable[bool]], seconds: float = TAKE_SECONDS
-    ) -> None:
+    def __init__(self, key: GeneratedKey, owner: Caller, *, seconds: float = CONFIRM_SECONDS) -> None:
         self._key = key
         self._owner = owner
-        self._present = present
         self._seconds = seconds
         self._offered = asyncio.Event()
-        self._sent = asyncio.Event()
+        self._confirmed = asyncio.Event()
         self._taken = False
         self._closed = False
 
@@ -55,49 +52,42 @@ class Handover:
         """What the key is to be generated into."""
         return self._key.fd
 
-    @property
-    def taken(self) -> bool:
-        """Whether the owner has asked for it and got it."""
-        return self._taken
-
     async def deliver(self) -> None:
-        """Offer the key, and return when the owner has it (a ``Deliver``); raises ``Cancelled`` if that fails."""
+        """Offer the key, and return when the owner has it safe (a ``Deliver``); raises ``Cancelled`` if that fails."""
         self._key.seal()
         self._offered.set()
         try:
             async with asyncio.timeout(self._seconds):
-                await self._sent.wait()
-                present = await self._present()
+                await self._confirmed.wait()
         except TimeoutError as error:
-            raise Cancelled(f"cannot go on: the generated key was not taken within {self._seconds:g} s") from error
-        if not present:
-            raise Cancelled("cannot go on: its caller is gone, and the generated key with it")
+            raise Cancelled(f"cannot go on: the generated key was not confirmed within {self._seconds:g} s") from error
 
     async def take(self, caller: Caller) -> int:
-        """A descriptor of the key, as soon as it is verified; to be followed by ``sent`` once it is on its way.
+        """A descriptor of the key, as soon as it is verified.
 
-        Raises ``NotAuthorized`` for anybody but the owner's connection, ``InvalidRequest`` the second time, and
-        ``Cancelled`` when the job ends before.
+        Raises ``NotAuthorized`` for anybody but the owner's connection, and ``Cancelled`` when the job ends before.
         """
-        if caller.name != self._owner.name:
-            raise NotAuthorized("cannot hand over the key: another connection has started the job")
+        self._check_owner(caller)
         await self._offered.wait()
-        if self._taken:
-            raise InvalidRequest("cannot hand over the key: it has been taken")
         if self._closed:
             raise Cancelled("cannot hand over the key: the job has ended")
-        descriptor = self._key.reader()
         self._taken = True
-        return descriptor
+        return self._key.reader()
 
-    def sent(self) -> None:
-        """The reply with the key has been queued."""
-        self._sent.set()
+    def confirm(self, caller: Caller) -> None:
+        """The owner has stored the key: the old one may die.
+
+        Raises ``NotAuthorized`` for anybody but the owner's connection, ``InvalidRequest`` if it never took the key.
+        """
+        self._check_owner(caller)
+        if not self._taken:
+            raise InvalidRequest("cannot confirm the key: it has not been taken")
+        self._confirmed.set()
 
     async def abandoned(self, gone: Callable[[], Awaitable[None]]) -> None:
-        """Return when the owner has ``gone`` without the key; never once it was taken."""
+        """Return when the owner has ``gone`` without confirming; never once it has."""
         await gone()
-        if self._taken:
+        if self._confirmed.is_set():
             await asyncio.get_running_loop().create_future()
 
     def close(self) -> None:
@@ -105,6 +95,10 @@ class Handover:
         self._closed = True
         self._offered.set()
         self._key.close()
+
+    def _check_owner(self, caller: Caller) -> None:
+        if caller.name != self._owner.name:
+            raise NotAuthorized("cannot hand over the key: another connection has started the job")
 
 
 @dataclass(frozen=True, slots=True)

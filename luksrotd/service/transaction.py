@@ -5,12 +5,11 @@ Every change of a header goes through here: rotation, enrolment and reconcile ar
 """
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from luksrotd.errors import Cancelled, Conflict, ConsistencyError, DeviceError
+from luksrotd.errors import Conflict, ConsistencyError, DeviceError
 from luksrotd.luks2.areas import Extent
 from luksrotd.luks2.layout import Which
 from luksrotd.ports import DeviceRef, EngineSession, HeaderDevice, Host, SecretSource, Shadow
@@ -20,6 +19,7 @@ from luksrotd.rotation.plan import ShadowResult, plan_commit, plan_heal
 from luksrotd.rotation.protocol import CommitPlan, Phase
 from luksrotd.rotation.view import DeviceView
 from luksrotd.service import commit
+from luksrotd.service.cancellation import PointOfNoReturn, cancellable, heed_cancellation
 from luksrotd.service.progress import Progress, Stage, ignore
 from luksrotd.service.snapshot import Areas, Snapshot, no_areas, read_snapshot, unlocking_areas
 from luksrotd.service.threads import in_thread
@@ -80,17 +80,20 @@ class Transactor:
         ``decide`` is asked again when another tool has changed the header meanwhile.  ``deliver`` is awaited once,
         when everything is verified and nothing has been written: a generated secret must be safe before the old one
         dies.  Raises what ``decide`` raises, and the errors of the ports; the error's ``outcome`` says what is true.
+        Cancelling it before the point of no return leaves the device unchanged; afterwards it runs to its end.
         """
-        async with self.opened(ref) as device:
-            progress(Stage.LOCKING)
-            async with self._host.locks.job(device):
-                policy.check_signatures(tuple(await self._host.probe.foreign(device)))
-                await self._finish_crashed(ref, device)
-                progress(Stage.READING)
-                snapshot = await self._snapshot(ref, device, unlocking_areas)
-                decide(snapshot.view)
-                async with self._session(snapshot.pair.length, secrets) as (shadow, session):
-                    return await self._attempt(ref, device, decide, (shadow, session), snapshot, progress, deliver)
+
+        async def work(point: PointOfNoReturn) -> Committed:
+            async with self.opened(ref) as device:
+                progress(Stage.LOCKING)
+                async with self._host.locks.job(device):
+                    policy.check_signatures(tuple(await self._host.probe.foreign(device)))
+                    await self._finish_crashed(ref, device)
+                    progress(Stage.READING)
+                    target = _Target(ref, device, point, progress)
+                    return await self._change(target, decide, secrets, deliver)
+
+        return await cancellable(work)
 
     async def opens(self, ref: DeviceRef, keyslot: Callable[[DeviceView], int], source: SecretSource) -> bool:
         """Whether the secret opens the keyslot that ``keyslot`` picks, tried on a shadow."""
@@ -101,21 +104,28 @@ class Transactor:
                 return await session.opens(keyslot(snapshot.view), "unlock")
 
     async def mend(self, ref: DeviceRef, device: HeaderDevice, *, orphans: bool) -> None:
-        """Make every repair that ``reconcile`` knows, one commit each, with the job lock held; needs no secret."""
-        for _ in range(self._attempts):
-            snapshot = await self._snapshot(ref, device, no_areas)
-            try:
-                if reconcile.needs_heal(snapshot.view):
-                    plan = await self._plan_heal(snapshot)
-                elif change := reconcile.repair(snapshot.view, orphans=orphans):
-                    plan = await self._plan_repair(snapshot, change)
-                else:
-                    return
-                await self._commit(ref, device, plan, ignore)
-            except Conflict:
-                continue
-            _heed_cancellation()
-        raise Conflict("cannot reconcile: other tools keep changing the header")
+        """Make every repair that ``reconcile`` knows, one commit each, with the job lock held; needs no secret.
+
+        Once the first commit has begun, it cannot be cancelled any more.
+        """
+
+        async def work(point: PointOfNoReturn) -> None:
+            target = _Target(ref, device, point, ignore)
+            for _ in range(self._attempts):
+                snapshot = await self._snapshot(ref, device, no_areas)
+                try:
+                    if reconcile.needs_heal(snapshot.view):
+                        plan = await self._plan_heal(snapshot)
+                    elif change := reconcile.repair(snapshot.view, orphans=orphans):
+                        plan = await self._plan_repair(snapshot, change)
+                    else:
+                        return
+                    await self._commit(target, plan)
+                except Conflict:
+                    continue
+            raise Conflict("cannot reconcile: other tools keep changing the header")
+
+        await cancellable(work)
 
     async def _finish_crashed(self, ref: DeviceRef, device: HeaderDevice) -> None:
         """Heal and wipe what a crash left, before anything new is begun."""
@@ -123,17 +133,26 @@ class Transactor:
         policy.check_requirements(seen)
         if reconcile.needs_heal(seen) or reconcile.repair(seen, orphans=False):
             await self.mend(ref, device, orphans=False)
+            heed_cancellation()
+
+    async def _change(
+        self, target: "_Target", decide: Decide, secrets: Mapping[str, SecretSource], deliver: Deliver
+    ) -> Committed:
+        """With the job lock held: one worker for all attempts, for it can read a secret from a pipe only once."""
+        snapshot = await self._snapshot(target.ref, target.device, unlocking_areas)
+        decide(snapshot.view)
+        async with self._session(snapshot.pair.length, secrets) as worker:
+            return await self._attempt(target, decide, worker, snapshot, deliver)
 
     async def _attempt(
         self,
-        ref: DeviceRef,
-        device: HeaderDevice,
+        target: "_Target",
         decide: Decide,
         worker: tuple[Shadow, EngineSession],
         snapshot: Snapshot,
-        progress: Progress,
         deliver: Deliver,
     ) -> Committed:
+        progress = target.progress
         delivered = False
         for _ in range(self._attempts):
             change = decide(snapshot.view)
@@ -144,10 +163,10 @@ class Transactor:
                 await deliver()
                 delivered = True
             try:
-                await self._commit(ref, device, plan, progress)
+                await self._commit(target, plan)
             except Conflict:
                 progress(Stage.READING)
-                snapshot = await self._snapshot(ref, device, unlocking_areas)
+                snapshot = await self._snapshot(target.ref, target.device, unlocking_areas)
                 continue
             progress(Stage.DONE)
             return Committed(snapshot.view.uuid, change, plan.seqid_before, plan.seqid_after)
@@ -208,24 +227,43 @@ class Transactor:
         async with self._host.locks.metadata(device, exclusive=False):
             return await in_thread(lambda: read_snapshot(ref, device, areas))
 
-    async def _commit(self, ref: DeviceRef, device: HeaderDevice, plan: CommitPlan, progress: Progress) -> None:
-        progress(Stage.WAITING_FOR_LOCK)
+    async def _commit(self, target: "_Target", plan: CommitPlan) -> None:
+        target.progress(Stage.WAITING_FOR_LOCK)
+        device = target.device
         async with AsyncExitStack() as stack:
             # The writable descriptor is closed last: udev probes the device then, and must find it unlocked.
-            writable = await _open(self._host, ref, writable=True)
+            writable = await _open(self._host, target.ref, writable=True)
             stack.callback(writable.close)
             if writable.identity != device.identity:
-                raise DeviceError(f"cannot write {ref.metadata_path}: it is another device than before")
+                raise DeviceError(f"cannot write {target.ref.metadata_path}: it is another device than before")
             await stack.enter_async_context(self._host.locks.metadata(device, exclusive=True))
             await stack.enter_async_context(self._host.locks.whole_disk(device))
-            await _run_commit(plan, writable, progress)
+            entered = _entered(plan, target)
+            await in_thread(lambda: commit.run(plan, writable, entered))
 
 
-def _heed_cancellation() -> None:
-    """A commit that has begun is finished, but it is not what was asked for: a cancel meanwhile counts now."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What one operation works on: the device, its point of no return, and who follows it."""
+
+    ref: DeviceRef
+    device: HeaderDevice
+    point: PointOfNoReturn
+    progress: Progress
+
+
+def _entered(plan: CommitPlan, target: _Target) -> Callable[[Phase], None]:
+    """For the committing thread: pass the point of no return where the plan has it, and tell the loop."""
+    loop = asyncio.get_running_loop()
+
+    def entered(phase: Phase) -> None:
+        if phase is plan.point_of_no_return:
+            target.point.pass_it()
+        elif phase is Phase.NEW_AREA:
+            target.point.check()
+        loop.call_soon_threadsafe(target.progress, phase)
+
+    return entered
 
 
 async def _open(host: Host, ref: DeviceRef, *, writable: bool) -> HeaderDevice:
@@ -255,29 +293,3 @@ def _result(shadow: Shadow, snapshot: Snapshot, committed: bytes) -> ShadowResul
         if start < extent.end:
             data[Extent(start, extent.end - start)] = shadow.read(start, extent.end - start)
     return ShadowResult(snapshot.areas, committed, shadow.read(0, headers), data)
-
-
-async def _run_commit(plan: CommitPlan, device: HeaderDevice, progress: Progress) -> None:
-    """Run the commit in a thread.  Cancelling stops it before the point of no return, and is ignored after it."""
-    loop = asyncio.get_running_loop()
-    cancelled = threading.Event()
-
-    def entered(phase: Phase) -> None:
-        if cancelled.is_set() and phase in (Phase.NEW_AREA, plan.point_of_no_return):
-            raise Cancelled("cannot go on: the operation was cancelled")
-        loop.call_soon_threadsafe(progress, phase)
-
-    running = asyncio.ensure_future(asyncio.to_thread(commit.run, plan, device, entered))
-    while not running.done():
-        try:
-            await asyncio.shield(running)
-        except asyncio.CancelledError:
-            if running.cancelled():
-                raise
-            cancelled.set()
-    try:
-        running.result()
-    except Conflict:
-        if cancelled.is_set():
-            raise Cancelled("cannot go on: the operation was cancelled") from None
-        raise

@@ -8,9 +8,6 @@ import subprocess
 from xml.etree import ElementTree
 
 import pytest
-from dbus_next.aio.message_bus import MessageBus
-from dbus_next.constants import BusType, MessageFlag
-from dbus_next.message import Message
 from dbus_next.signature import Variant
 
 from luksrotd import __version__, names
@@ -18,7 +15,6 @@ from tests.support import makeimage
 from tests.support.busclient import BusClient, CallFailed
 from tests.support.daemon_process import (
     BACKUP,
-    FAST,
     NEW,
     OLD,
     appeared,
@@ -94,28 +90,21 @@ async def test_a_generated_key_is_handed_over_before_anything_is_written(enrolle
     assert (await ended(client, job))["State"] == "finished"
     assert len(key) == 71
     assert (enrolled.opens(key), enrolled.opens(BACKUP), enrolled.opens(OLD)) == (True, False, True)
-    assert (await refusal(client.call(job, JOB, "TakeKey", "a{sv}", [{}]))).name == INVALID
+    assert (await refusal(client.call(job, JOB, "TakeKey", "a{sv}", [{}]))).name == ERROR + "Cancelled"
 
 
-async def test_a_key_that_the_bus_cannot_pass_on_kills_no_old_one(enrolled, client, tmp_path):
-    """To a connection that did not negotiate for descriptors, dbus-daemon drops the reply."""
-    keyfile = tmp_path / "key"
-    keyfile.write_bytes(OLD)
-    keyfile.chmod(0o600)
-    bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
-    body = ["", {"keyfile": Variant("s", str(keyfile))}, {"generate": Variant("b", True)}, FAST]
-    call = {"destination": names.BUS_NAME, "path": enrolled.path, "interface": DEVICE, "member": "Rotate"}
-    job = (await bus.call(Message(**call, signature="sa{sv}a{sv}a{sv}", body=body))).body[0]
-    call = {"destination": names.BUS_NAME, "path": job, "interface": JOB, "member": "TakeKey", "signature": "a{sv}"}
-    refused = await bus.call(Message(**call, body=[{}], flags=MessageFlag.NO_REPLY_EXPECTED)) is None
-    assert refused
-    bus.send(Message(**call, body=[{}]))
+async def test_a_key_that_was_taken_but_not_confirmed_kills_no_old_one(enrolled, client):
+    before = enrolled.headers()
+    async with BusClient() as starter:
+        job = await start(starter, enrolled.path, new=None)
+        await reached(client, job, Stage="delivering")
+        assert (await refusal(starter.call(job, JOB, "ConfirmKey", "a{sv}", [{}]))).name == INVALID
+        reply = await starter.reply(job, JOB, "TakeKey", "a{sv}", [{}])
+        os.close(reply.unix_fds[0])
+        assert (await refusal(client.call(job, JOB, "ConfirmKey", "a{sv}", [{}]))).name == ERROR + "NotAuthorized"
     assert (await ended(client, job))["State"] == "cancelled"
+    assert enrolled.headers() == before
     assert enrolled.opens(BACKUP)
-    bus.disconnect()
-    await bus.wait_for_disconnect()
-    bus._stream.close()
-    bus._sock.close()
 
 
 async def test_errors_say_what_is_true(enrolled, client):

@@ -96,7 +96,7 @@ class World:
         resources, sources, handover, abandoned = ExitStack(), {}, None, None
         for name, secret in secrets.items():
             if secret is None:
-                handover = Handover(Key(), OWNER, present=self.present)
+                handover = Handover(Key(), OWNER)
                 self.closed.append(handover.fd)
                 resources.callback(handover.close)
                 sources[name] = GenerateInto(handover.fd)
@@ -108,9 +108,6 @@ class World:
             resources.callback(os.close, fd)
             sources[name] = SecretFd(fd)
         return Secrets(sources, resources, handover, abandoned)
-
-    async def present(self):
-        return not self.gone.is_set()
 
     def start(self, kind="rotate", *, old=OLD, new=NEXT, **options):
         """A job."""

@@ -226,9 +226,11 @@ async def reached(client: BusClient, job: str, **wanted: Any) -> Mapping[str, An
 
 
 async def take_key(client: BusClient, job: str) -> bytes:
-    """The generated key."""
+    """The generated key, taken and confirmed."""
     reply = await client.reply(job, names.JOB_INTERFACE, "TakeKey", "a{sv}", [{}])
     assert reply.unix_fds, reply.body
     (fd,) = reply.unix_fds
     with os.fdopen(fd, "rb") as file:
-        return file.read()
+        key = file.read()
+    await client.call(job, names.JOB_INTERFACE, "ConfirmKey", "a{sv}", [{}])
+    return key

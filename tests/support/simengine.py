@@ -28,6 +28,7 @@ from luksrotd.rotation.fingerprint import fingerprint
 UUID = "8a0a1d4e-6a0a-4a57-9d3c-3f9f2d1f0b11"
 KEY_SIZE = 1  # byte: gives areas of 4096 bytes
 HDR_SIZE = layout.HEADER_SIZES[0]
+DATA_SIZE = 4096
 
 
 def material(secret: bytes, salt: str) -> bytes:
@@ -40,7 +41,7 @@ def make_volume(secrets: Sequence[bytes], *, areas: int = 8, uuid: str = UUID, s
     rng = random.Random(seed)
     keyslots_size = areas * layout.AREA_ALIGNMENT
     start = 2 * HDR_SIZE
-    image = bytearray(start) + bytearray(rng.randbytes(keyslots_size)) + bytearray(layout.AREA_ALIGNMENT)
+    image = bytearray(start) + bytearray(rng.randbytes(keyslots_size)) + bytearray(DATA_SIZE)
     raw: dict[str, Any] = {
         "keyslots": {},
         "tokens": {},

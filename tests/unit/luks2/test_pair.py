@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which copy is in force, beside the vectors: those ask libcryptsetup too."""
+
+import pytest
+
+from luksrotd.errors import DeviceError, FormatError, NotLuks2, UnknownDevice
+from luksrotd.luks2.areas import Extent
+from luksrotd.luks2.layout import Which
+from luksrotd.luks2.pair import BadCopy, HeaderCopy, parse_pair, read_pair
+from tests.support import forge
+from tests.support.simengine import DATA_SIZE, HDR_SIZE, make_volume
+
+IMAGE = make_volume([b"a", b"b"])
+OTHER = {"type": "x", "keyslots": []}
+
+
+def other_token(which):
+    return forge.edited(IMAGE, lambda raw: raw["tokens"].update({"5": OTHER}), which)
+
+
+def test_a_healthy_pair():
+    pair = parse_pair(IMAGE)
+    assert pair.agree
+    assert pair.loser is None
+    assert pair.winner.header.which is Which.PRIMARY
+    assert (pair.hdr_size, pair.length, pair.raw) == (HDR_SIZE, len(IMAGE) - DATA_SIZE, IMAGE[: 2 * HDR_SIZE])
+    assert pair.referenced == pair.winner.metadata.areas
+
+
+@pytest.mark.parametrize("which", Which)
+def test_the_newer_copy_wins_and_the_other_is_to_be_rewritten(which):
+    pair = parse_pair(forge.newer(IMAGE, [which]))
+    assert (pair.winner.header.which, pair.loser) == (which, which.other)
+    assert not pair.agree
+    assert len(pair.valid) == 2
+
+
+@pytest.mark.parametrize("which", Which)
+def test_the_valid_copy_wins(which):
+    pair = parse_pair(forge.unsealed(forge.newer(IMAGE, [which]), which))
+    assert (pair.winner.header.which, pair.loser) == (which.other, which)
+    assert len(pair.valid) == 1
+
+
+def test_equal_numbers_and_different_content_do_not_agree():
+    pair = parse_pair(other_token([Which.SECONDARY]))
+    assert (pair.winner.header.which, pair.loser) == (Which.PRIMARY, Which.SECONDARY)
+    pair = parse_pair(forge.with_fields(IMAGE, [Which.SECONDARY], label=b"x"))
+    assert pair.loser is Which.SECONDARY
+
+
+def test_salt_and_spelling_do_not_count_as_content():
+    assert parse_pair(forge.with_fields(IMAGE, [Which.SECONDARY], salt=b"x" * 64)).agree
+    assert parse_pair(forge.with_text(IMAGE, forge.text_of(IMAGE) + b"\n ", [Which.SECONDARY])).agree
+
+
+def test_I4_areas_of_both_copies_are_referenced():
+    # The newer copy has given up keyslot 1, the older one still has it.
+    newer = forge.newer(forge.keyslot_removed(IMAGE, 1), [Which.PRIMARY])
+    image = forge.put(newer, HDR_SIZE, IMAGE[HDR_SIZE : 2 * HDR_SIZE])
+    pair = parse_pair(image)
+    assert len(pair.winner.metadata.areas) == 1
+    assert pair.referenced == (Extent(32768, 4096), Extent(36864, 4096))
+
+
+def test_a_bad_copy_says_why():
+    copy = parse_pair(forge.unsealed(IMAGE, Which.SECONDARY)).secondary
+    assert isinstance(copy, BadCopy)
+    assert (copy.present, "checksum" in copy.reason) == (True, True)
+    copy = parse_pair(forge.erased(IMAGE, Which.SECONDARY)).secondary
+    assert isinstance(copy, BadCopy)
+    assert not copy.present
+
+
+def test_the_secondary_is_found_without_the_primary():
+    pair = parse_pair(forge.erased(IMAGE, Which.PRIMARY))
+    assert isinstance(pair.secondary, HeaderCopy)
+    assert pair.hdr_size == HDR_SIZE
+
+
+def test_the_error_names_the_first_trace_that_the_scan_has_found():
+    image = forge.erased(forge.unsealed(IMAGE, Which.SECONDARY), Which.PRIMARY)
+    image = forge.put(image, 32768, b"SKUL\xba\xbe")
+    with pytest.raises(FormatError, match="primary.*magic is missing; .*secondary.*checksum does not match"):
+        parse_pair(image)
+
+
+def test_a_luks1_header_over_an_old_secondary_is_not_a_damaged_primary():
+    with pytest.raises(NotLuks2):
+        parse_pair(forge.put(IMAGE, 0, b"LUKS\xba\xbe\0\1"))
+
+
+def test_a_later_version_over_an_old_secondary_is_not_a_damaged_primary():
+    with pytest.raises(FormatError, match="version 3"):
+        parse_pair(forge.put(IMAGE, 0, b"LUKS\xba\xbe\0\3"))
+
+
+@pytest.mark.parametrize("which", Which)
+def test_a_copy_that_only_we_refuse_is_not_passed_over(which):
+    image = forge.newer(IMAGE, [which])
+    image = forge.with_text(image, forge.text_of(image).replace(b"{", b"{/**/", 1), [which])
+    with pytest.raises(FormatError, match="cannot tell which"):
+        parse_pair(image)
+
+
+def test_a_copy_that_only_we_refuse_is_passed_over_where_it_could_not_win():
+    image = forge.newer(forge.with_text(IMAGE, b"{/**/}", [Which.SECONDARY]), [Which.PRIMARY])
+    assert parse_pair(image).loser is Which.SECONDARY
+    # With equal numbers libcryptsetup takes the primary.
+    assert parse_pair(forge.with_text(IMAGE, b"{/**/}", [Which.SECONDARY])).loser is Which.SECONDARY
+
+
+def test_reads_stay_on_the_device_and_within_bounds():
+    image = forge.erased(forge.unsealed(IMAGE, Which.SECONDARY), Which.PRIMARY)
+    for offset in (32, 64, 128, 256, 512, 1024, 2048, 4096):
+        # Everywhere the scan looks, a copy that wants to be read whole.
+        size = offset * 1024
+        image = image.ljust(2 * size, b"\0")
+        image = forge.put(image, size, IMAGE[HDR_SIZE : HDR_SIZE + 512])
+        image = forge.put(image, size + 8, size.to_bytes(8, "big"))
+        image = forge.put(image, size + 256, size.to_bytes(8, "big"))
+    total = 0
+
+    def read(offset: int, length: int) -> bytes:
+        nonlocal total
+        assert 0 <= offset <= offset + length <= len(image)
+        total += length
+        return image[offset : offset + length]
+
+    with pytest.raises(FormatError):
+        read_pair(read, len(image))
+    assert total < 20 * 1024 * 1024
+
+
+def test_a_short_read_is_an_error_of_the_device():
+    with pytest.raises(DeviceError, match="only 0 came"):
+        read_pair(lambda offset, length: b"", len(IMAGE))
+
+
+def test_no_trace_of_luks():
+    with pytest.raises(UnknownDevice):
+        parse_pair(bytes(65536))
