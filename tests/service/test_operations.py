@@ -15,6 +15,7 @@ from luksrotd.service.progress import Stage
 from tests.service.world import BACKUP, FAST, NEXT, NODE, OLD, OTHER_UUID, OWNER, UUID, World
 from tests.support.simdisk import Flush
 from tests.support.simengine import make_volume
+from tests.support.simlocks import Level
 
 pytestmark = pytest.mark.asyncio
 
@@ -131,6 +132,27 @@ async def test_a_caller_that_vanishes_before_it_has_the_key_takes_the_job_with_i
         with pytest.raises(Cancelled):
             await job.wait()
     assert world.disk.content == before
+
+
+async def test_a_caller_that_has_the_key_may_go():
+    world = World()
+    async with world.running():
+        await world.enrolled()
+        job = world.start(new=None)
+        await offered(job)
+        held = world.devices.open(DeviceRef(NODE))
+        waiting = asyncio.Event()
+        job.subscribe(lambda: waiting.set() if job.step is Stage.WAITING_FOR_LOCK else None)
+        with world.locks.held_elsewhere(Level.METADATA, held, exclusive=False):
+            os.close(await job.handover.take(OWNER))
+            job.handover.sent()
+            await waiting.wait()
+            world.gone.set()
+            for _ in range(10):
+                await asyncio.sleep(0)
+        held.close()
+        await job.wait()
+    assert not world.opened_by(BACKUP)
 
 
 async def test_a_key_that_nobody_takes_is_given_up(monkeypatch):

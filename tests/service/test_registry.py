@@ -113,6 +113,39 @@ async def test_nothing_is_written_while_two_devices_show_one_uuid(world):
     assert twin.log
 
 
+async def test_what_was_seen_of_a_volume_that_changed_meanwhile_is_not_believed(world):
+    examine, begun, go = world.volumes.examine, asyncio.Event(), asyncio.Event()
+
+    async def held(ref):
+        begun.set()
+        await go.wait()
+        return await examine(ref)
+
+    twin = SimDisk(world.disk.content, path="/dev/sim1")
+    world.devices.disks[twin.path] = twin
+    async with world.running():
+        world.volumes.examine = held
+        world.registry.refresh(UUID)
+        await begun.wait()
+        world.watcher.put(twin.path, UUID)
+        while twin.path not in world.registry.get(UUID).nodes:  # noqa: ASYNC110 -- the registry tells of it only once it has been examined
+            await asyncio.sleep(0)
+        go.set()
+        await world.seen.until(f"fresh {NODE} {twin.path}")
+        assert world.registry.get(UUID).ambiguous
+        begun.clear()
+        go.clear()
+        world.registry.refresh(UUID)
+        await begun.wait()
+        world.watcher.remove(NODE)
+        world.watcher.remove(twin.path)
+        await world.seen.until("removed")
+        go.set()
+        await world.registry.settle(UUID)
+    assert not world.registry.volumes
+    assert world.seen.lines == []
+
+
 async def test_a_node_that_gets_another_volume(world):
     async with world.running():
         world.disk.replace(0, make_volume([b"x"], uuid=OTHER_UUID))
