@@ -221,3 +221,14 @@ def test_enrolling_is_explained_as_well():
     change = policy.enroll(forge.view_of(BEFORE), replace(ENROLL, name="spare"))
     result = shadowed(BEFORE, change)
     check(result.committed + BEFORE[len(result.committed) :], change.edits)
+
+
+def test_a_token_may_be_written_without_a_fingerprint():
+    body = {"type": "luksrotd", "keyslots": [], "name": "x", "generation": 1, "data": {}}
+
+    def written(raw):
+        raw["tokens"]["7"] = body
+        del raw["tokens"]["9"]
+
+    after = forge.newer(forge.edited(BEFORE, written), list(Which))
+    check(after, (SetToken(7, body), RemoveToken(9)))

@@ -75,3 +75,9 @@ def test_messages_are_cut_and_cleaned():
     with pytest.raises(errors.EngineError) as caught:
         wire.result_of(line)
     assert caught.value.message == "?[2J?" + "x" * 495
+
+
+@pytest.mark.parametrize("line", [b"[]", b"7", b'"ok"', b"null", b"not json", b"\xff", b"[" * 100_000])
+def test_what_is_no_object_is_no_reply(line):
+    with pytest.raises(errors.EngineError, match=r"^cannot understand the worker: not "):
+        wire.result_of(line)
