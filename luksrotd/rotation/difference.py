@@ -43,13 +43,8 @@ def _expected(before: Metadata, after: Metadata, edits: tuple[Edit, ...]) -> Jso
         match edit:
             case AddKeyslot():
                 _add_keyslot(raw, edit, before, after)
-            case SetToken(token, body, fingerprint_of):
-                raw["tokens"][str(token)] = dict(body)
-                if fingerprint_of is not None:
-                    keyslot = raw["keyslots"].get(str(fingerprint_of))
-                    if keyslot is None:
-                        _reject(f"token {token}, bound to a keyslot that is not there")
-                    raw["tokens"][str(token)]["fingerprint"] = fingerprint(keyslot)
+            case SetToken():
+                raw["tokens"][str(edit.token)] = _token(raw, edit)
             case RemoveToken(token):
                 raw["tokens"].pop(str(token), None)
             case DestroyKeyslot(keyslot):
@@ -59,6 +54,16 @@ def _expected(before: Metadata, after: Metadata, edits: tuple[Edit, ...]) -> Jso
             case _ as unreachable:  # pragma: no cover - mypy proves it
                 assert_never(unreachable)
     return raw
+
+
+def _token(raw: Json, edit: SetToken) -> Json:
+    """The token as the worker writes it."""
+    if edit.fingerprint_of is None:
+        return dict(edit.body)
+    keyslot = raw["keyslots"].get(str(edit.fingerprint_of))
+    if keyslot is None:
+        _reject(f"token {edit.token}, bound to a keyslot that is not there")
+    return {**edit.body, "fingerprint": fingerprint(keyslot)}
 
 
 def _add_keyslot(raw: Json, edit: AddKeyslot, before: Metadata, after: Metadata) -> None:
