@@ -143,10 +143,11 @@ class Registry:
     async def run(self) -> None:
         """Follow the watcher until it is closed; raises what it raises."""
         events = self._watcher.events()
-        async with asyncio.TaskGroup() as self._group:
+        async with asyncio.TaskGroup() as group:
+            self._group = group
             try:
                 while True:
-                    coming = self._group.create_task(_next(events))
+                    coming = group.create_task(_next(events))
                     if not self._scanned.is_set():
                         # What is there at the start comes without waiting; the first wait is the end of it.
                         done, _ = await asyncio.wait({coming}, timeout=0)
@@ -158,6 +159,7 @@ class Registry:
                     self._take(event)
             finally:
                 self._scanned.set()
+                self._group = None  # jobs may outlive this, and examine nothing any more
 
     # -- what happens ---------------------------------------------------------------------------------------------
 

@@ -36,6 +36,27 @@ async def test_enrol_rotate_verify_data_and_reconcile():
     assert not world.opened_by(BACKUP)
 
 
+async def test_a_job_outlives_the_registry():
+    """When udev is lost, the daemon stops; a commit is finished, and reported as it is."""
+    world = World()
+    async with world.running():
+        loop = asyncio.get_running_loop()
+
+        async def lose_udev():
+            world.watcher.close()
+            while not world.following.done():  # noqa: ASYNC110 -- a task of the test itself
+                await asyncio.sleep(0)
+
+        def observe(operation):
+            world.disk.observer = None
+            asyncio.run_coroutine_threadsafe(lose_udev(), loop).result()
+
+        world.disk.observer = observe
+        job = world.start("enroll")
+        assert (await job.wait()).generation == 1
+    assert world.opened_by(NEXT)
+
+
 async def test_the_registry_knows_by_the_time_that_a_job_has_ended():
     world = World()
     async with world.running():
@@ -134,7 +155,7 @@ async def test_a_caller_that_vanishes_before_it_has_the_key_takes_the_job_with_i
     assert world.disk.content == before
 
 
-async def test_a_caller_that_has_the_key_may_go():
+async def test_a_caller_that_has_confirmed_may_go():
     world = World()
     async with world.running():
         await world.enrolled()
@@ -145,7 +166,7 @@ async def test_a_caller_that_has_the_key_may_go():
         job.subscribe(lambda: waiting.set() if job.step is Stage.WAITING_FOR_LOCK else None)
         with world.locks.held_elsewhere(Level.METADATA, held, exclusive=False):
             os.close(await job.handover.take(OWNER))
-            job.handover.sent()
+            job.handover.confirm(OWNER)
             await waiting.wait()
             world.gone.set()
             for _ in range(10):

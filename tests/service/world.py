@@ -77,14 +77,14 @@ class World:
     @asynccontextmanager
     async def running(self):
         """The registry follows the watcher; in the end everything is drained, and nothing may be left."""
-        following = asyncio.create_task(self.registry.run())
+        self.following = asyncio.create_task(self.registry.run())
         try:
             await self.registry.scanned()
             yield self
             await self.runner.drain()
         finally:
             self.watcher.close()
-            await following
+            await self.following
         assert not self.devices.leaked
         assert not self.shadows.leaked
         assert self.engine.live == 0
