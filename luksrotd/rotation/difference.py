@@ -43,13 +43,8 @@ def _expected(before: Metadata, after: Metadata, edits: tuple[Edit, ...]) -> Jso
         match edit:
             case AddKeyslot():
                 _add_keyslot(raw, edit, before, after)
-            case SetToken(token, body, fingerprint_of):
-                raw["tokens"][str(token)] = dict(body)
-                if fingerprint_of is not None:
-                    keyslot = raw["keyslots"].get(str(fingerprint_of))
-                    if keyslot is None:
-                        _reject(f"token {token}, bound to a keyslot that is not there")
-                    raw["tokens"][str(token)]["fingerprint"] = fingerprint(keyslot)
+            case SetToken():
+                _set_token(raw, edit)
             case RemoveToken(token):
                 raw["tokens"].pop(str(token), None)
             case DestroyKeyslot(keyslot):
@@ -88,6 +83,15 @@ def _check_added(added: Keyslot, edit: AddKeyslot, before: Metadata) -> None:
         _reject(f"the type, key size or priority of keyslot {edit.keyslot}")
     if any(value is not None and kdf.get(member) != value for member, value in wanted.items()):
         _reject(f"the key derivation of keyslot {edit.keyslot}")
+
+
+def _set_token(raw: Json, edit: SetToken) -> None:
+    raw["tokens"][str(edit.token)] = written = dict(edit.body)
+    if edit.fingerprint_of is not None:
+        keyslot = raw["keyslots"].get(str(edit.fingerprint_of))
+        if keyslot is None:
+            _reject(f"token {edit.token}, bound to a keyslot that is not there")
+        written["fingerprint"] = fingerprint(keyslot)
 
 
 def _remove_keyslot(raw: Json, keyslot: str) -> None:
