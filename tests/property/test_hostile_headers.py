@@ -83,9 +83,11 @@ def test_a_flipped_bit_changes_nothing_that_is_believed(bit):
 
 
 @given(st.integers(0, len(IMAGE)))
+@example(forge.pair_of(IMAGE).length)
+@example(forge.pair_of(IMAGE).length - 1)
 def test_a_device_may_end_anywhere(size):
     seen = used(IMAGE[:size])
-    assert (seen is not None) == (size >= len(IMAGE) - 512)
+    assert (seen is not None) == (size >= forge.pair_of(IMAGE).length)
 
 
 @given(st.integers(0, HEADERS // 512 - 1), st.binary(min_size=512, max_size=512))

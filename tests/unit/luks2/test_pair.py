@@ -23,7 +23,7 @@ def test_a_healthy_pair():
     assert pair.agree
     assert pair.loser is None
     assert pair.winner.header.which is Which.PRIMARY
-    assert (pair.hdr_size, pair.length, pair.raw) == (HDR_SIZE, len(IMAGE) - 512, IMAGE[: 2 * HDR_SIZE])
+    assert (pair.hdr_size, pair.length, pair.raw) == (HDR_SIZE, 2 * HDR_SIZE + 8 * 4096, IMAGE[: 2 * HDR_SIZE])
     assert pair.referenced == pair.winner.metadata.areas
 
 
