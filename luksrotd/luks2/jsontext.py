@@ -7,6 +7,7 @@ a NUL, integers clamped to 64 bits.  Text that could mean one thing to json-c an
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NoReturn
 
@@ -14,6 +15,9 @@ from luksrotd.errors import FormatError
 
 #: Levels of nesting that json-c reads, a scalar counted as a level (JSON_TOKENER_DEFAULT_DEPTH).
 DEPTH_MAX: Final = 32
+
+#: NUL, at which C strings end, and lone surrogates, which are no text in UTF-8.
+_ODD: Final = re.compile("[\0\ud800-\udfff]")
 
 Json = Mapping[str, Any]
 
@@ -56,10 +60,8 @@ def walk(value: object) -> Iterator[tuple[object, int]]:
 def trouble(value: object) -> str:
     """Why json-c would not keep a scalar as it is; '' if it would."""
     if isinstance(value, str):
-        if "\0" in value:
-            return "a text has a NUL"
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            return "a text has a lone surrogate"
+        if odd := _ODD.search(value):
+            return "a text has a NUL" if odd[0] == "\0" else "a text has a lone surrogate"
     elif isinstance(value, int):
         if not -(2**63) <= value < 2**64:
             return "a number does not fit into 64 bits"

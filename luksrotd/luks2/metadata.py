@@ -155,7 +155,7 @@ def _keyslot(number: int, raw: Json) -> Keyslot:
     priority = integer(raw, "priority", where, at_least=0) if "priority" in raw else 1
     salt = _luks2_keyslot(where, raw, area) if kind == "luks2" else None
     if kind == "reencrypt":
-        _reencrypt_keyslot(where, raw)
+        _reencrypt_keyslot(where, raw, area)
     return Keyslot(number, kind, key_size, extent, priority, salt, raw)
 
 
@@ -184,14 +184,24 @@ def _luks2_keyslot(where: str, raw: Json, area: Json) -> str:
     return string(kdf, "salt", f"{where}: kdf")
 
 
-def _reencrypt_keyslot(where: str, raw: Json) -> None:
-    """Check what libcryptsetup asks of type "reencrypt"; not the details of its area, for we never write beside one."""
+def _reencrypt_keyslot(where: str, raw: Json, area: Json) -> None:
+    """Check what libcryptsetup asks of type "reencrypt" (lib/luks2/luks2_keyslot_reenc.c)."""
     if string(raw, "mode", where) not in ("reencrypt", "encrypt", "decrypt"):
         fail(where, f"mode {quoted(raw['mode'])} is unknown")
     if string(raw, "direction", where) not in ("forward", "backward"):
         fail(where, f"direction {quoted(raw['direction'])} is unknown")
     if raw["key_size"] != 1:
         fail(where, "key_size is not 1")
+    where = f"{where}: area"
+    if area["type"].endswith("checksum"):
+        string(area, "hash", where)
+        sector_size = integer(area, "sector_size", where, at_least=layout.SECTOR)
+        if sector_size.bit_count() != 1:
+            fail(where, f"sector_size {sector_size} is not a power of two")
+    if area["type"].startswith("datashift"):
+        shift_size = u64(area, "shift_size", where)
+        if shift_size == 0 or shift_size % layout.SECTOR:
+            fail(where, f"shift_size {shift_size} is not a multiple of 512")
 
 
 def _token(number: int, raw: Json) -> Token:

@@ -44,7 +44,7 @@ def _expected(before: Metadata, after: Metadata, edits: tuple[Edit, ...]) -> Jso
             case AddKeyslot():
                 _add_keyslot(raw, edit, before, after)
             case SetToken():
-                raw["tokens"][str(edit.token)] = _token(raw, edit)
+                _set_token(raw, edit)
             case RemoveToken(token):
                 raw["tokens"].pop(str(token), None)
             case DestroyKeyslot(keyslot):
@@ -54,16 +54,6 @@ def _expected(before: Metadata, after: Metadata, edits: tuple[Edit, ...]) -> Jso
             case _ as unreachable:  # pragma: no cover - mypy proves it
                 assert_never(unreachable)
     return raw
-
-
-def _token(raw: Json, edit: SetToken) -> Json:
-    """The token as the worker writes it."""
-    if edit.fingerprint_of is None:
-        return dict(edit.body)
-    keyslot = raw["keyslots"].get(str(edit.fingerprint_of))
-    if keyslot is None:
-        _reject(f"token {edit.token}, bound to a keyslot that is not there")
-    return {**edit.body, "fingerprint": fingerprint(keyslot)}
 
 
 def _add_keyslot(raw: Json, edit: AddKeyslot, before: Metadata, after: Metadata) -> None:
@@ -93,6 +83,15 @@ def _check_added(added: Keyslot, edit: AddKeyslot, before: Metadata) -> None:
         _reject(f"the type, key size or priority of keyslot {edit.keyslot}")
     if any(value is not None and kdf.get(member) != value for member, value in wanted.items()):
         _reject(f"the key derivation of keyslot {edit.keyslot}")
+
+
+def _set_token(raw: Json, edit: SetToken) -> None:
+    raw["tokens"][str(edit.token)] = written = dict(edit.body)
+    if edit.fingerprint_of is not None:
+        keyslot = raw["keyslots"].get(str(edit.fingerprint_of))
+        if keyslot is None:
+            _reject(f"token {edit.token}, bound to a keyslot that is not there")
+        written["fingerprint"] = fingerprint(keyslot)
 
 
 def _remove_keyslot(raw: Json, keyslot: str) -> None:

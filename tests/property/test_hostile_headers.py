@@ -16,7 +16,7 @@ from luksrotd.rotation.reconcile import Action
 from luksrotd.rotation.view import DeviceView, view
 from tests.support import forge
 from tests.support.planning import ENROLL, ROTATE, after, planned, volume
-from tests.support.simengine import DATA_SIZE, HDR_SIZE
+from tests.support.simengine import HDR_SIZE
 
 IMAGE = forge.with_token(volume(), 0, 3, name="spare", wipe=forge.intent(Extent(45056, 4096)))
 HEADERS = 2 * HDR_SIZE
@@ -83,9 +83,11 @@ def test_a_flipped_bit_changes_nothing_that_is_believed(bit):
 
 
 @given(st.integers(0, len(IMAGE)))
+@example(forge.pair_of(IMAGE).length)
+@example(forge.pair_of(IMAGE).length - 1)
 def test_a_device_may_end_anywhere(size):
     seen = used(IMAGE[:size])
-    assert (seen is not None) == (size >= len(IMAGE) - DATA_SIZE)
+    assert (seen is not None) == (size >= forge.pair_of(IMAGE).length)
 
 
 @given(st.integers(0, HEADERS // 512 - 1), st.binary(min_size=512, max_size=512))

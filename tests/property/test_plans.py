@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Any rotation or enrolment of any small volume, stopped anywhere, keeps the invariants."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luksrotd.luks2.areas import Extent
@@ -13,6 +13,8 @@ from tests.support import forge
 from tests.support.planning import ENROLL, KEEP, ROTATE, after, instants, planned
 from tests.support.simengine import HDR_SIZE, make_volume, opened_by
 
+#: An example is a whole rotation: fewer of them, unless a profile asks for many.
+few = settings(max_examples=max(25, settings().max_examples // 4))
 HEADERS = Extent(0, 2 * HDR_SIZE)
 
 
@@ -60,6 +62,7 @@ def expectation(image: bytes, done: bytes) -> Expectation:
     )
 
 
+@few
 @given(volumes())
 def test_I4_every_write_is_in_the_headers_or_in_space_that_nothing_references_then(image):
     _, plan = changed(image)
@@ -77,6 +80,7 @@ def test_I4_every_write_is_in_the_headers_or_in_space_that_nothing_references_th
                 assert HEADERS.contains(write.extent)
 
 
+@few
 @given(volumes(), st.randoms(use_true_random=False))
 def test_I1_I2_I3_I5_at_every_instant_with_half_a_step_written_too(image, choose):
     _, plan = changed(image)
@@ -93,6 +97,7 @@ def test_I1_I2_I3_I5_at_every_instant_with_half_a_step_written_too(image, choose
         previous = state
 
 
+@few
 @given(volumes())
 def test_I6_after_success_the_old_secret_is_gone_and_nothing_is_left_to_do(image):
     old = [key.keyslot for key in forge.view_of(image).keys if key.keyslot]
@@ -105,6 +110,7 @@ def test_I6_after_success_the_old_secret_is_gone_and_nothing_is_left_to_do(image
     assert opened_by(done, KEEP) == [0]
 
 
+@few
 @given(volumes())
 def test_I7_a_wipe_that_did_not_happen_is_made_up_for(image):
     _, plan = changed(image)

@@ -2,7 +2,7 @@
 """A private system: bus, polkit, udev, journal and loop devices, of which nothing is left on the host.
 
     with TestBed() as bed:
-        bed.set_rules("polkit.addRule(() => polkit.Result.YES);")
+        bed.set_rules("polkit.addRule(function () { return polkit.Result.YES; });")
         disk = bed.loop(image)
         daemon = bed.spawn([sys.executable, "-m", "luksrotd"])
 

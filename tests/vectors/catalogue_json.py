@@ -563,3 +563,43 @@ json_vector(
         put("segments/1/encryption", "x"),
     ),
 )
+
+
+def resilience(**area: object) -> forge.Edit:
+    """A re-encryption that protects its data in a certain way."""
+
+    def edit(raw: Json) -> None:
+        reencrypting("online-reencrypt-v2")(raw)
+        raw["keyslots"]["1"]["area"] |= area
+
+    return edit
+
+
+CHECKSUM = {"type": "checksum", "hash": "sha256", "sector_size": 512}
+SHIFT = {"type": "datashift", "shift_size": "4096"}
+
+json_vector("reencryption_with_checksums", "primary", resilience(**CHECKSUM))
+json_vector(
+    "reencryption_with_checksums_of_no_hash", "FormatError: string 'hash'", resilience(**CHECKSUM | {"hash": ""})
+)
+json_vector(
+    "reencryption_with_checksums_of_odd_sectors",
+    "FormatError: not a power of two",
+    resilience(**CHECKSUM | {"sector_size": 1536}),
+)
+json_vector("reencryption_with_a_shift", "primary", resilience(**SHIFT))
+json_vector(
+    "reencryption_with_a_shift_of_nothing",
+    "FormatError: shift_size 0",
+    resilience(**SHIFT | {"shift_size": "0"}),
+)
+json_vector(
+    "reencryption_with_an_unaligned_shift",
+    "FormatError: shift_size 513",
+    resilience(**SHIFT | {"shift_size": "513"}),
+)
+json_vector(
+    "reencryption_with_a_shift_and_checksums",
+    "primary",
+    resilience(**SHIFT | CHECKSUM | {"type": "datashift-checksum"}),
+)

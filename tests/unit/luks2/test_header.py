@@ -62,6 +62,14 @@ def test_every_byte_of_the_copy_is_in_the_checksum():
             header.verify_checksum(decoded, forge.flip(copy, offset * 8))
 
 
+@pytest.mark.parametrize("byte", [0, 31])
+def test_every_byte_of_the_digest_counts(byte):
+    decoded = header.decode(copy_of(Which.PRIMARY), Which.PRIMARY, 0)
+    wrong = replace(decoded, csum=forge.flip(decoded.csum, byte * 8))
+    with pytest.raises(FormatError, match="checksum does not match"):
+        header.verify_checksum(wrong, copy_of(Which.PRIMARY))
+
+
 def test_only_as_many_bytes_are_compared_as_the_digest_has():
     decoded = header.decode(copy_of(Which.PRIMARY), Which.PRIMARY, 0)
     noisy = replace(decoded, csum=decoded.csum[:32] + b"\xff" * 32)

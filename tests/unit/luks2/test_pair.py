@@ -8,7 +8,7 @@ from luksrotd.luks2.areas import Extent
 from luksrotd.luks2.layout import Which
 from luksrotd.luks2.pair import BadCopy, HeaderCopy, parse_pair, read_pair
 from tests.support import forge
-from tests.support.simengine import DATA_SIZE, HDR_SIZE, make_volume
+from tests.support.simengine import HDR_SIZE, make_volume
 
 IMAGE = make_volume([b"a", b"b"])
 OTHER = {"type": "x", "keyslots": []}
@@ -23,7 +23,7 @@ def test_a_healthy_pair():
     assert pair.agree
     assert pair.loser is None
     assert pair.winner.header.which is Which.PRIMARY
-    assert (pair.hdr_size, pair.length, pair.raw) == (HDR_SIZE, len(IMAGE) - DATA_SIZE, IMAGE[: 2 * HDR_SIZE])
+    assert (pair.hdr_size, pair.length, pair.raw) == (HDR_SIZE, 2 * HDR_SIZE + 8 * 4096, IMAGE[: 2 * HDR_SIZE])
     assert pair.referenced == pair.winner.metadata.areas
 
 
