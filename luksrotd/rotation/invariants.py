@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from luksrotd.luks2 import layout
-from luksrotd.luks2.areas import Extent
+from luksrotd.luks2.areas import Extent, overlapping
 from luksrotd.luks2.metadata import Keyslot
 from luksrotd.luks2.pair import HeaderCopy, Pair
 from luksrotd.names import TOKEN_TYPE
@@ -101,6 +101,22 @@ def check_done(pair: Pair, read: Read, gone: Iterable[Opener], retired: Mapping[
         if hashlib.sha256(read(area.offset, area.size)).hexdigest() == material:
             found.append(Violation("I6", f"the retired area at {area.offset} is intact"))
     return tuple(found)
+
+
+def check_write(pair: Pair, extent: Extent) -> tuple[Violation, ...]:
+    """I4: a write behind the headers touches nothing that a valid copy on the device references at that moment."""
+    taken = overlapping(extent, pair.referenced)
+    if extent.offset < len(pair.raw) or taken is None:
+        return ()
+    return (Violation("I4", f"a write of {extent.size} bytes at {extent.offset} hits the area at {taken.offset}"),)
+
+
+def check_sequence(before: Pair, after: Pair, *, changed: bool) -> tuple[Violation, ...]:
+    """I9: the sequence number never falls, and rises when the volume was ``changed``."""
+    first, last = before.winner.header.seqid, after.winner.header.seqid
+    if last < first or (changed and last == first):
+        return (Violation("I9", f"the sequence number went from {first} to {last}"),)
+    return ()
 
 
 def _check_copy(pair: Pair, copy: HeaderCopy, read: Read, expected: Expectation) -> Iterator[Violation]:

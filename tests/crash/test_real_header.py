@@ -14,6 +14,7 @@ from luksrotd.rotation.protocol import Phase
 from luksrotd.rotation.view import view
 from luksrotd.service.volume import Volumes
 from tests.support.crash import Enumeration, merged, moved, swapped
+from tests.support.crashjudge import misplaced_writes
 from tests.support.makeimage import make_image
 from tests.support.oracle import MemoryImage, Oracle, same_content, states
 from tests.support.simhost import SimClock, SimJournal, SimProbe
@@ -63,10 +64,19 @@ def rotation(enrolment, sector):
     return _enumeration(enrolment.final, simulation, sector)
 
 
-@pytest.fixture(scope="module", params=["enrolment", "rotation"])
-def operation(request, enrolment, rotation):
+@pytest.fixture(scope="module")
+def recovery(rotation, sector):
+    """A reconcile of a rotation that was cut right after its first header write: heal, wipe, clear."""
+    cut = rotation.starts[2]
+    simulation = RealSimulation(cut, sector_size=sector)
+    assert simulation.reconcile().left == ()
+    return _enumeration(cut, simulation, sector)
+
+
+@pytest.fixture(scope="module", params=["enrolment", "rotation", "recovery"])
+def operation(request, enrolment, rotation, recovery):
     """The operation's name and its crash states."""
-    return request.param, {"enrolment": enrolment, "rotation": rotation}[request.param]
+    return request.param, {"enrolment": enrolment, "rotation": rotation, "recovery": recovery}[request.param]
 
 
 def _enumeration(before: bytes, simulation: Simulation, sector: int) -> Enumeration:
@@ -96,6 +106,7 @@ def test_libcryptsetup_finds_no_violation_in_any_state(operation, report):
     oracle = _oracle(enrolling=name == "enrolment")
     count, wrong = _judge(enumeration, oracle)
     assert wrong == []
+    assert misplaced_writes(enumeration) == []
     report(
         f"real {name}, {enumeration.sector}-byte sectors: {count} crash states judged by libcryptsetup "
         f"(each copy alone: {oracle.opened} headers loaded), 0 violations"

@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from luksrotd.errors import LuksrotdError
 from luksrotd.luks2.areas import Extent
 from luksrotd.luks2.pair import Pair, parse_pair
-from luksrotd.rotation.invariants import Expectation, Opener, check_done, check_instant, foreign_parts, opener
+from luksrotd.rotation.invariants import (
+    Expectation,
+    Opener,
+    check_done,
+    check_instant,
+    check_sequence,
+    check_write,
+    foreign_parts,
+    opener,
+)
 from luksrotd.rotation.view import view
 from tests.support.crash import Enumeration, Epoch
 from tests.support.simulation import Simulation
@@ -77,7 +86,10 @@ class Judge:
         self.states += 1
         try:
             pair = parse_pair(image)
-            wrong = [f"{v.invariant}: {v.what}" for v in check_instant(pair, _reader(image), self.scenario.expected)]
+            before = parse_pair(self.scenario.before)
+            found = check_instant(pair, _reader(image), self.scenario.expected)
+            found += check_sequence(before, pair, changed=False)
+            wrong = [f"{violation.invariant}: {violation.what}" for violation in found]
             return wrong or self._after_reconcile(image, self.depth if depth is None else depth)
         except LuksrotdError as error:
             return [f"lost: {error.message}"]
@@ -86,6 +98,8 @@ class Judge:
         """What is wrong with a state that can be met after the operation has reported success."""
         pair = parse_pair(image)
         wrong = self._done(image, pair)
+        sequence = check_sequence(parse_pair(self.scenario.before), pair, changed=True)
+        wrong += [f"{violation.invariant}: {violation.what}" for violation in sequence]
         if self.scenario.final_generation is not None and _newest(pair) != self.scenario.final_generation:
             wrong.append(f"I6: generation {_newest(pair)} after success")
         return wrong
@@ -123,7 +137,17 @@ class Judge:
 def judge_all(judge: Judge, enumeration: Enumeration) -> list[str]:
     """The violations of every state, and of the states after success."""
     wrong = [what for image in enumeration.images() for what in judge.violations(image)]
-    return wrong + judge.finished(enumeration.final)
+    return wrong + judge.finished(enumeration.final) + misplaced_writes(enumeration)
+
+
+def misplaced_writes(enumeration: Enumeration) -> list[str]:
+    """Writes of an epoch that hit what a copy references when the epoch begins."""
+    return [
+        f"{violation.invariant}: {violation.what}"
+        for start, epoch in zip(enumeration.starts, enumeration.epochs, strict=False)
+        for write in epoch
+        for violation in check_write(parse_pair(start), Extent(write.offset, len(write.data)))
+    ]
 
 
 def _newest(pair: Pair) -> int | None:

@@ -14,6 +14,8 @@ from luksrotd.rotation.invariants import (
     Violation,
     check_done,
     check_instant,
+    check_sequence,
+    check_write,
     foreign_parts,
     opener,
 )
@@ -152,3 +154,21 @@ def test_I6_what_is_left_is_named():
     assert done(forge.newer(DONE, [Which.PRIMARY])) == {"the header copies differ"}
     pending = forge.edited(DONE, lambda raw: raw["tokens"]["0"].update(wipe=forge.intent(Extent(45056, 4096))))
     assert done(pending) == {"a wipe intent is left"}
+
+
+def test_I4_a_write_hits_nothing_that_a_copy_references():
+    pair = forge.pair_of(volume())
+    area = pair.referenced[0]
+    assert check_write(pair, Extent(0, pair.hdr_size)) == ()
+    assert check_write(pair, Extent(pair.referenced[-1].end, 4096)) == ()
+    assert [violation.invariant for violation in check_write(pair, Extent(area.offset, 1))] == ["I4"]
+
+
+@pytest.mark.parametrize(
+    ("by", "changed", "right"), [(0, False, True), (0, True, False), (1, True, True), (3, False, True)]
+)
+def test_I9_the_sequence_number_rises(by, changed, right):
+    before = forge.pair_of(volume())
+    after = forge.pair_of(forge.newer(volume(), list(Which), by))
+    assert (check_sequence(before, after, changed=changed) == ()) is right
+    assert by == 0 or check_sequence(after, before, changed=False)[0].invariant == "I9"
