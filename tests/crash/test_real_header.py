@@ -2,6 +2,10 @@
 """Every crash state of operations on a real volume, judged by real libcryptsetup: as it is, each valid copy alone,
 after libcryptsetup's own recovery, and after reconcile."""
 
+import asyncio
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
 import pytest
 
 from luksrotd.errors import FormatError
@@ -12,14 +16,18 @@ from luksrotd.luks2.pair import parse_pair
 from luksrotd.ports import Host
 from luksrotd.rotation.protocol import Phase
 from luksrotd.rotation.view import view
-from luksrotd.service.volume import Volumes
+from luksrotd.service.volume import Reconciled, Volumes
 from tests.support.crash import Enumeration, merged, moved, swapped
 from tests.support.crashjudge import misplaced_writes
 from tests.support.makeimage import make_image
 from tests.support.oracle import MemoryImage, Oracle, same_content, states
 from tests.support.simhost import SimClock, SimJournal, SimProbe
 from tests.support.simlocks import SimLocks
-from tests.support.simulation import MAIN, NEW, OLD, Simulation
+from tests.support.simulation import MAIN, NEW, OLD, Simulation, run
+
+MIB = 1024 * 1024
+#: Reconciles that run at once, each with a worker process.
+PARALLEL = 4
 
 
 class RealSimulation(Simulation):
@@ -47,7 +55,9 @@ def sector(request):
 
 @pytest.fixture(scope="module")
 def volume(tmp_path_factory):
-    return make_image(tmp_path_factory.mktemp("crash") / "volume.img", key=MAIN).read_bytes()
+    """Small, so that thousands of copies of it are quickly made."""
+    path = tmp_path_factory.mktemp("crash") / "volume.img"
+    return make_image(path, key=MAIN, keyslots_size=2 * MIB, size=4 * MIB).read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -117,15 +127,22 @@ def test_reconcile_brings_every_state_to_one_end(operation, report):
     """The states whose header differs, that is: what reconcile does depends on nothing else."""
     name, enumeration = operation
     oracle = _oracle(enrolling=name == "enrolment")
-    reconciled: dict[bytes, bool] = {}
-    for _, image in states(enumeration):
-        headers = image.headers
-        if headers in reconciled:
-            continue
-        reconciled[headers] = True
-        simulation = RealSimulation(image.read(0, image.size), sector_size=enumeration.sector)
-        assert simulation.reconcile().left == ()
-        assert _is_done(simulation, enumeration, oracle) == []
+    reconciled: set[bytes] = set()
+
+    def distinct() -> Iterator[RealSimulation]:
+        for _, image in states(enumeration):
+            if image.headers not in reconciled:
+                reconciled.add(image.headers)
+                yield RealSimulation(image.read(0, image.size), sector_size=enumeration.sector)
+
+    async def reconcile_all(simulations: Sequence[RealSimulation]) -> Sequence[Reconciled]:
+        return await asyncio.gather(*(each.volumes.reconcile(each.ref) for each in simulations))
+
+    todo = distinct()
+    while batch := list(islice(todo, PARALLEL)):
+        assert all(result.left == () for result in run(reconcile_all(batch)))
+        for simulation in batch:
+            assert _is_done(simulation, enumeration, oracle) == []
     report(f"real {name}, {enumeration.sector}-byte sectors: {len(reconciled)} headers reconciled, all clean")
 
 
