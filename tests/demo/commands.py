@@ -56,6 +56,8 @@ class Commands:
 
         ``real`` is what is run instead of the first word.
         """
+        if not quiet:
+            self._screen.command(command)
         argv = [*map(str, real or command[:1]), *command[1:]]
         done = subprocess.run(
             argv,
@@ -70,7 +72,7 @@ class Commands:
             preexec_fn=die_with_parent,
         )
         if not quiet:
-            self._screen.command(command, done.stdout + done.stderr)
+            self._screen.output(done.stdout + done.stderr)
         if status is not None and done.returncode != status:
             said = done.stderr.strip() or done.stdout.strip()
             raise Broken(f"{command[0]} ended with {done.returncode}, not with {status}: {said}")

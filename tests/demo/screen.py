@@ -43,10 +43,13 @@ class Screen:
         """A sentence to the reader."""
         self._line(text, "italic")
 
-    def command(self, command: Sequence[str], outcome: str) -> None:
-        """A command as one would type it, and what it printed."""
+    def command(self, command: Sequence[str]) -> None:
+        """A command as one would type it."""
         self._line(f"  $ {shlex.join(command)}", "cyan")
-        for line in outcome.splitlines():
+
+    def output(self, text: str) -> None:
+        """What it printed."""
+        for line in text.splitlines():
             self._line(f"    {line}", "dim")
 
     def table(self, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -66,7 +69,7 @@ class Screen:
         """Something that is done, and checked, within: a tick if it is as promised, else a cross."""
         try:
             yield
-        except BaseException:
+        except Exception:
             self._line(f"{'✗' if self._rich else 'FAILED'} {text}", "bold red")
             raise
         self._line(f"{'✓' if self._rich else 'ok'} {text}", "green")
