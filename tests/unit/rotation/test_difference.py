@@ -162,7 +162,8 @@ def test_the_cost_of_argon2_is_what_was_asked_for():
         return forge.edited(image, edit("tokens/0/fingerprint", print_))
 
     check(derived(), edits)
-    for members in ({"time": 4}, {"memory": 32}):
+    check(derived(memory=32), edits)  # libcryptsetup lowers it to half of the machine's memory
+    for members in ({"time": 4}, {"memory": 65}):
         with pytest.raises(ConsistencyError, match="key derivation"):
             check(derived(**members), edits)
 
