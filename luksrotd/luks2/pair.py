@@ -93,6 +93,16 @@ class Pair:
         return None if self.agree else self.winner.header.which.other
 
     @property
+    def doubt(self) -> str:
+        """Why libcryptsetup could use another copy than ``winner``; '' if it cannot.
+
+        There is a copy with a right checksum, that would win, and whose JSON we refuse.  Nearly always libcryptsetup
+        refuses it too; whoever wants to act on ``winner`` asks it first.
+        """
+        bad = (copy for copy in (self.primary, self.secondary) if isinstance(copy, BadCopy))
+        return next((copy.reason for copy in bad if copy.may_outrank(self.winner)), "")
+
+    @property
     def referenced(self) -> tuple[Extent, ...]:
         """Every keyslot area that a valid copy references (invariant I4 counts both)."""
         return tuple(sorted({area for copy in self.valid for area in copy.metadata.areas}))
@@ -106,9 +116,8 @@ class Pair:
 def read_pair(read: Read, device_size: int) -> Pair:
     """Read both copies with ``read(offset, length)`` from a device of ``device_size`` bytes.
 
-    At most some 20 MiB are read.  Raises ``FormatError`` if neither copy is valid or only libcryptsetup can know which
-    one it uses, ``NotLuks2`` for LUKS1, ``UnknownDevice`` if there is no trace of LUKS, and what ``read`` raises for
-    blocks that lie on the device.
+    At most some 20 MiB are read.  Raises ``FormatError`` if neither copy is valid, ``NotLuks2`` for LUKS1,
+    ``UnknownDevice`` if there is no trace of LUKS, and what ``read`` raises for blocks that lie on the device.
     """
     _check_version(_read(read, 0, layout.BINARY_SIZE, device_size))
     primary, hdr_size = _read_copy(read, Which.PRIMARY, 0, device_size)
@@ -120,9 +129,6 @@ def read_pair(read: Read, device_size: int) -> Pair:
         raise _neither(primary, secondary)
     assert hdr_size is not None  # noqa: S101 - a valid copy has one
     pair = Pair(primary, secondary, _read(read, 0, 2 * hdr_size, device_size))
-    for copy in (primary, secondary):
-        if isinstance(copy, BadCopy) and copy.may_outrank(pair.winner):
-            raise FormatError(f"cannot tell which LUKS2 header is in force: {copy.reason}")
     if pair.length > device_size:
         raise FormatError(f"cannot use the LUKS2 header: it needs {pair.length} bytes, the device has {device_size}")
     return pair

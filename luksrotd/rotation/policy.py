@@ -102,7 +102,9 @@ def rotate(view: DeviceView, request: RotateRequest) -> Change:
 
 
 def managed(view: DeviceView, name: str) -> ManagedKey:
-    """The one managed key of that name; raises ``UnknownKey`` or ``NeedsPerson``."""
+    """The one managed key of that name; raises ``UnknownKey``, ``NeedsPerson`` or ``NeedsReconcile``."""
+    if view.pair.doubt:
+        raise NeedsReconcile(f"cannot tell which header copy is in force: {view.pair.doubt}")
     keys = view.named(name)
     if not keys:
         raise UnknownKey(f"cannot find a managed key named {name!r}")

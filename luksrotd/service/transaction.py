@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from luksrotd.errors import Conflict, ConsistencyError, DeviceError
+from luksrotd.errors import Conflict, ConsistencyError, DeviceError, NeedsPerson
 from luksrotd.luks2.areas import Extent
 from luksrotd.luks2.layout import Which
 from luksrotd.ports import DeviceRef, EngineSession, HeaderDevice, Host, SecretSource, Shadow
@@ -282,6 +282,10 @@ def _fill(shadow: Shadow, snapshot: Snapshot) -> None:
 async def _load_same(session: EngineSession, snapshot: Snapshot) -> None:
     """libcryptsetup must read the header as we do; else we do not understand it, and leave it alone."""
     if await session.load() != snapshot.view.metadata.raw:
+        if snapshot.pair.doubt:
+            raise NeedsPerson(
+                f"cannot use the header: libcryptsetup accepts a copy that we refuse: {snapshot.pair.doubt}"
+            )
         raise ConsistencyError("cannot use the header: libcryptsetup reads it otherwise")
 
 

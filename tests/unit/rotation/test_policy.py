@@ -220,3 +220,10 @@ def test_I5_a_keyslot_that_does_not_open_the_volume_is_no_way_in():
 
     with pytest.raises(LastKeyslot):
         policy.check_retirement(forge.view_of(forge.edited(PLAIN, unbind)), Change((DestroyKeyslot(0),)))
+
+
+def test_nothing_is_read_from_a_copy_that_may_not_be_in_force():
+    image = forge.newer(volume(), [Which.PRIMARY])
+    image = forge.with_text(image, b"{}", [Which.PRIMARY])
+    with pytest.raises(NeedsReconcile, match="which header copy is in force"):
+        policy.managed(forge.view_of(image), "backup")
