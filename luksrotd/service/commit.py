@@ -53,7 +53,9 @@ def _check_medium(plan: CommitPlan, device: HeaderDevice, headers: bytes) -> Non
 
 
 def _truth(plan: CommitPlan, device: HeaderDevice) -> Outcome:
+    """What the device holds, if the medium and the page cache, which may differ after a failed flush, agree on it."""
     try:
-        return plan.outcome(device.read_medium(0, len(plan.base)))
+        medium, cached = device.read_medium(0, len(plan.base)), device.read(0, len(plan.base))
     except DeviceError:
         return Outcome.UNKNOWN
+    return plan.outcome(medium) if medium == cached else Outcome.UNKNOWN
