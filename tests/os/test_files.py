@@ -120,3 +120,21 @@ def test_tmpfiles_makes_the_lock_directory(tmp_path):
     directory = tmp_path / names.RUNTIME_DIRECTORY.removeprefix("/")
     assert directory.is_dir()
     assert directory.stat().st_mode & 0o7777 == 0o700
+
+
+MAN_PAGES = sorted((ROOT / "docs" / "man").glob("*.scd"))
+
+
+@pytest.mark.parametrize("page", MAN_PAGES, ids=lambda page: page.stem)
+def test_man_pages_can_be_built(page):
+    built = subprocess.run(["scdoc"], input=page.read_bytes(), capture_output=True, check=True)
+    name, section = page.stem.rsplit(".", 1)
+    assert f'.TH "{name}" "{section}"'.encode() in built.stdout
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_units_refer_to_man_pages_that_there_are(unit):
+    text = (ROOT / "systemd" / unit).read_text()
+    named = re.findall(r"man:(\w+)\((\d)\)", text)
+    assert named
+    assert {f"{name}.{section}" for name, section in named} <= {page.stem for page in MAN_PAGES}
