@@ -42,6 +42,16 @@ def loop_device(image, sector_size=512, options=()):
         subprocess.run(["losetup", "--detach", node], check=False, capture_output=True)
 
 
+def delete_partitions(disk):
+    """Of a loop device; a udevd that has one open, to look what is on it, lets go of it soon."""
+    deadline = time.monotonic() + 30
+    name = Path(disk).name
+    while list(Path(f"/sys/block/{name}").glob(f"{name}p*")):
+        subprocess.run(["partx", "--delete", disk], check=False, capture_output=True)
+        assert time.monotonic() < deadline, f"the partitions of {disk} stay busy"
+        time.sleep(0.01)
+
+
 @contextmanager
 def mounted(kind, where, options):
     where.mkdir()

@@ -20,7 +20,7 @@ from luksrotd.errors import Busy, LockError, LockTimeout
 from luksrotd.host.blockdev import BlockDevices
 from luksrotd.host.locks import HostLocks, runtime_directory
 from luksrotd.ports import DeviceIdentity, DeviceRef
-from tests.contract.conftest import PASSPHRASE, child, flocked, loop_device, run
+from tests.contract.conftest import PASSPHRASE, child, delete_partitions, flocked, loop_device, run
 from tests.support.simdisk import SimDevice, SimDisk
 from tests.support.simlocks import Level, SimLocks
 
@@ -357,7 +357,7 @@ async def test_the_disk_of_a_partition_is_locked(tmp_path):
                     assert not flock_gets(disk)
                 assert flock_gets(disk)
         finally:
-            run("partx", "--delete", disk)
+            delete_partitions(disk)
 
 
 async def test_where_job_locks_are():

@@ -8,7 +8,7 @@ import pytest
 
 from luksrotd.host.udev import UdevWatcher, transition
 from luksrotd.ports import DeviceEvent, WatchEvent
-from tests.contract.conftest import format_luks2, loop_device, run
+from tests.contract.conftest import delete_partitions, format_luks2, loop_device, run
 from tests.support.simhost import SimWatcher
 
 ADDED, CHANGED, REMOVED = WatchEvent.ADDED, WatchEvent.CHANGED, WatchEvent.REMOVED
@@ -270,12 +270,12 @@ async def test_a_node_that_disappears_is_gone(real):
     run("sfdisk", "--quiet", disk, data=b"label: gpt\nstart=2048, size=36864\n")
     with ExitStack() as undo:
         run("partx", "--add", disk)
-        undo.callback(run, "partx", "--delete", disk)
+        undo.callback(delete_partitions, disk)
         node = f"{disk}p1"
         uuid = real.format(node)
         async with reading(real.watcher(), node) as reader:
             assert await reader.until(ADDED) == DeviceEvent(ADDED, node, uuid)
-            run("partx", "--delete", disk)
+            delete_partitions(disk)
             real.settle()
             assert await reader.until(REMOVED) == DeviceEvent(REMOVED, node)
             run("partx", "--add", disk)
