@@ -57,8 +57,10 @@ demo: deps venv
 	.venv/bin/python -m tests.demo
 
 # One run: all tests, with the branch coverage of the decision code measured on its own tests (tests/conftest.py).
+# Native tracebacks: Debian 12's Python 3.11.2 sometimes fails to parse the sources that pytest would quote (a SystemError
+# that ends the run, and hides which test had failed).
 test: deps venv-dev
-	.venv/bin/python -m pytest --cov --hypothesis-profile=ci $(PYTEST_ARGS)
+	.venv/bin/python -m pytest --cov --tb=native --hypothesis-profile=ci $(PYTEST_ARGS)
 
 check: deps venv-dev
 	.venv/bin/ruff format --check
