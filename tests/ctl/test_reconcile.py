@@ -74,6 +74,33 @@ def test_heals_a_header_copy(enrolled, offset):
     assert enrolled.read_bytes()[32768:] == whole[32768:]
 
 
+def test_a_foreign_signature_stops_libcryptsetup_but_not_us(enrolled):
+    """Intel's RAID metadata in the last KiB: with a torn copy, no tool of libcryptsetup opens the volume any more."""
+    with enrolled.open("r+b") as file:
+        file.seek(-1024, 2)
+        file.write(b"Intel Raid ISM Cfg Sig. 1.1.00".ljust(512, b"\0"))
+    before = enrolled.read_bytes()
+    keys = ("--key-file", "-", "--generate")
+    assert (
+        fails(1, "--direct", "rotate", enrolled, *keys, "--output", "/dev/null/x", stdin=KEY)["outcome"] == "unchanged"
+    )
+    refused = ctl("--direct", "rotate", enrolled, *keys, stdin=KEY)
+    assert refused.returncode == 1
+    assert b"isw_raid_member" in refused.stderr
+    assert refused.stdout == b""
+    assert enrolled.read_bytes() == before
+    with enrolled.open("r+b") as file:
+        file.seek(448)
+        file.write(bytes(32))
+    with pytest.raises(AssertionError, match="ambiguous signatures"):
+        cryptsetup_opens(enrolled, KEY)
+    done = ctl("--direct", "reconcile", enrolled)
+    assert done.returncode == 3, "the signature is left to a person"
+    assert b"repaired: " in done.stdout
+    assert cryptsetup_opens(enrolled, KEY)
+    assert cryptsetup_opens(enrolled, BACKUP)
+
+
 def test_removes_a_token_whose_keyslot_is_gone(enrolled):
     run("luksKillSlot", "--key-file", "-", str(enrolled), "1", stdin=KEY)
     works("--direct", "reconcile", enrolled)
