@@ -4,11 +4,10 @@
 dbus/org.luksrotd1.Device.xml says how a credential, a new secret and the key derivation options are described.
 """
 
-import json
 import os
 import stat
 from collections.abc import Mapping
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from dbus_next.signature import Variant
 
@@ -16,6 +15,7 @@ from luksrotd import names
 from luksrotd.bus.values import OptionTable
 from luksrotd.errors import InvalidRequest, SecretRejected
 from luksrotd.rotation.edits import PBKDF_FOR_RANDOM_KEYS, Pbkdf
+from luksrotd.rotation.token import parse_data
 from luksrotd.rotation.view import DeviceView
 from luksrotd.service.operations import KeyOptions
 from luksrotd.service.volume import KeyChange
@@ -90,23 +90,8 @@ def key_options(name: str, options: Mapping[str, Any], *, generated: bool) -> Ke
     """The options of Enroll and Rotate; raises ``InvalidRequest``."""
     cost = {member: options[option] for option, member in _PBKDF_MEMBERS.items() if option in options}
     default = PBKDF_FOR_RANDOM_KEYS if generated else Pbkdf()
-    data = associated_data(options["data"]) if "data" in options else None
+    data = parse_data(options["data"]) if "data" in options else None
     return KeyOptions(key_name(name), data, Pbkdf(**cost) if cost else default)
-
-
-def associated_data(text: str) -> Mapping[str, Any]:
-    """The JSON object in ``text``; raises ``InvalidRequest``."""
-    try:
-        data = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest("cannot use the associated data: it is not JSON") from error
-    if not isinstance(data, dict):
-        raise InvalidRequest("cannot use the associated data: it is not a JSON object")
-    return data
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(name)
 
 
 def device_path(uuid: str) -> str:

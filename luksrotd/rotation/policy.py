@@ -61,6 +61,7 @@ def enroll(view: DeviceView, request: EnrollRequest) -> Change:
     """A new keyslot and its token, born in one commit; raises a refusal."""
     check_writable(view)
     tokens.check_name(request.name)
+    tokens.check_data(request.data)
     if view.named(request.name):
         raise KeyExists(f"cannot enroll key {request.name!r}: the volume has one of that name already")
     if view.unreadable:
@@ -91,7 +92,7 @@ def rotate(view: DeviceView, request: RotateRequest) -> Change:
         raise NeedsPerson(f"cannot rotate key {request.name!r}: generation {generation} is the last one")
     new = _free_keyslot(view)
     _check_area(view)
-    data = key.token.data if request.data is None else request.data
+    data = key.token.data if request.data is None else tokens.check_data(request.data)
     intent = (*key.token.wipe, old.area)
     pending = tokens.body(request.name, generation + 1, new, data, request.now, intent, key.token.extra)
     _check_metadata_room(view, pending, replaces=key.token.id)

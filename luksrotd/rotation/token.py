@@ -134,7 +134,7 @@ def check_name(name: str) -> str:
     return name
 
 
-def parse_data(text: str) -> dict[str, Any]:
+def parse_data(text: str) -> Mapping[str, Any]:
     """Associated data from JSON text: an object, strict JSON, not nested too deeply; raises ``InvalidRequest``."""
     try:
         data = json.loads(text, parse_constant=_constant)
@@ -145,7 +145,7 @@ def parse_data(text: str) -> dict[str, Any]:
     return check_data(data)
 
 
-def check_data(data: dict[str, Any]) -> dict[str, Any]:
+def check_data(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """``data`` if json-c keeps it as it is; raises ``InvalidRequest``."""
     for value, depth in jsontext.walk(data):
         if isinstance(value, dict | list) and depth > DATA_DEPTH_MAX:

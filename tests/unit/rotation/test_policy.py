@@ -227,3 +227,11 @@ def test_nothing_is_read_from_a_copy_that_may_not_be_in_force():
     image = forge.with_text(image, b"{}", [Which.PRIMARY])
     with pytest.raises(NeedsReconcile, match="which header copy is in force"):
         policy.managed(forge.view_of(image), "backup")
+
+
+@pytest.mark.parametrize("data", [{"x": 2**64}, {"x": "\0"}, {"x": float("inf")}])
+def test_data_that_would_not_come_back_as_it_is_are_refused(data):
+    with pytest.raises(InvalidRequest, match="associated data"):
+        enroll(PLAIN, data=data)
+    with pytest.raises(InvalidRequest, match="associated data"):
+        rotate(OURS, data=data)
