@@ -43,7 +43,6 @@ def confine(parent: int) -> None:
             os.setresgid(group, group, group)
             os.setresuid(user, user, user)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES, MAX_FILES))
         linux.forbid_new_privileges()
         linux.forbid_dumping()
         linux.die_with_parent()
@@ -55,12 +54,14 @@ def confine(parent: int) -> None:
 
 
 def keep_only(fds: Iterable[int]) -> None:
-    """Close every descriptor but the standard ones and ``fds``."""
+    """Close every descriptor but the standard ones and ``fds``, and let few more be opened."""
     last = 2
     for fd in sorted(fd for fd in set(fds) if fd > last):
         os.closerange(last + 1, fd)
         last = fd
     os.closerange(last + 1, HIGHEST_FD)
+    # Not before: Python takes a range that ends behind this limit to be endless, and ``fds`` may lie behind it.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES, MAX_FILES))
 
 
 def limit_writes(size: int) -> None:

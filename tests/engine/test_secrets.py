@@ -91,6 +91,15 @@ async def test_file_is_read_from_its_start_and_the_shared_offset_stays(odd, fds,
 
 
 @pytest.mark.asyncio
+async def test_a_busy_daemon_has_high_descriptors(odd, fds):
+    """Beyond what the worker may open itself: on Python 3.13 it closed them all, its control socket too."""
+    fds.append(memfd(SECRET))
+    fds.append(fcntl.fcntl(fds[0], fcntl.F_DUPFD_CLOEXEC, 300))
+    fds += [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC) for _ in range(100)]
+    assert await opened_by(odd, SecretFd(fds[1])) == 0
+
+
+@pytest.mark.asyncio
 async def test_exactly_the_limit(odd, fds):
     fds += [memfd(SECRET), full_pipe()]
     for fd in fds:
