@@ -40,8 +40,8 @@ def _plain(report: Report) -> Iterator[str]:
 
 def _render_rich(report: Report, stream: TextIO) -> None:
     from rich.console import Console  # noqa: PLC0415 - only where there is a terminal: a script need not wait for it
-    from rich.table import Table as RichTable  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich.table import Table as RichTable  # noqa: PLC0415 - slow to import, for a terminal only
+    from rich.text import Text  # noqa: PLC0415 - as above
 
     console = Console(file=stream, highlight=False)
     for part in report.text:

@@ -100,7 +100,7 @@ def test_loop_devices_have_the_sector_size_and_are_known_to_udev(bed, sector_siz
 def test_the_journal_takes_entries(bed):
     subprocess.run(["systemd-cat", "-t", "testbed", "echo", "heard"], check=True)
     argv = ["journalctl", "-D", "/run/log/journal", "-t", "testbed", "-o", "cat"]
-    read = lambda: subprocess.run(argv, capture_output=True, text=True, check=False).stdout  # noqa: E731
+    read = lambda: subprocess.run(argv, capture_output=True, text=True, check=False).stdout  # noqa: E731 - one line
     assert eventually(lambda: read() == "heard\n")
 
 

@@ -124,7 +124,7 @@ class PlainToy(ServiceInterface):
         self.calls = 0
 
     @method(name="Echo")
-    def echo(self, text: "s") -> "s":  # noqa: F821
+    def echo(self, text: "s") -> "s":  # noqa: F821 - dbus-next's way
         self.calls += 1
         return text
 
@@ -139,14 +139,14 @@ class PlainToy(ServiceInterface):
         await asyncio.Event().wait()
 
     @method(name="ReadFd")
-    def read_fd(self, source: "h") -> "s":  # noqa: F821
+    def read_fd(self, source: "h") -> "s":  # noqa: F821 - dbus-next's way
         if source is None:
             return "a bad index reached the method"
         self.inheritable.append(os.get_inheritable(source))
         return os.read(source, 100).decode()
 
     @dbus_property(access=PropertyAccess.READ, name="Label")
-    def label(self) -> "s":  # noqa: F821
+    def label(self) -> "s":  # noqa: F821 - dbus-next's way
         return "toy"
 
 

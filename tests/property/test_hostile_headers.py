@@ -58,7 +58,7 @@ def use(seen: DeviceView) -> None:
     assert all(len(finding.message) < 3000 for finding in findings)
     for decide, request in ((policy.enroll, ENROLL), (policy.rotate, ROTATE)):
         with suppress(LuksrotdError):
-            policy.check_retirement(seen, decide(seen, request))  # type: ignore[operator]
+            policy.check_retirement(seen, decide(seen, request))  # type: ignore[operator]  # each with its own request
 
 
 def used(image: bytes) -> DeviceView | None:

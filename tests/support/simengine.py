@@ -128,7 +128,7 @@ class SimSession:
     async def load(self) -> Mapping[str, Any]:
         """Choose the winner, rewrite the loser."""
         self._engine.on_call("load")
-        return json.loads(json.dumps(self._recover().metadata.raw))  # type: ignore[no-any-return]
+        return json.loads(json.dumps(self._recover().metadata.raw))  # type: ignore[no-any-return]  # an object
 
     async def unlock(self, keyslot: int | None = None) -> int:
         """Try the secret named ``unlock`` on every keyslot."""
