@@ -44,4 +44,5 @@ CRYPTSETUP_LOCK_DIRECTORY: Final = "/run/cryptsetup"
 
 # Our token (docs/spec/token.md)
 TOKEN_TYPE: Final = "luksrotd"
+WIPE_TOKEN_TYPE: Final = "luksrotd-wipe"
 DEFAULT_KEY_NAME: Final = "backup"

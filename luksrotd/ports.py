@@ -157,6 +157,9 @@ class EngineSession(Protocol):
     async def unlock(self, keyslot: int | None = None) -> int:
         """Get the volume key with the secret named ``unlock``; the keyslot it opened.  Raises ``WrongCredential``."""
 
+    async def take_volume_key(self) -> None:
+        """Take the secret named ``volume-key`` for the volume key.  Raises ``WrongCredential`` if it is not."""
+
     async def apply(self, edits: Sequence[Edit]) -> None:
         """Make the edits, in order.  Raises ``NoFreeArea``, ``NoFreeKeyslot``, ``MetadataFull``."""
 

@@ -143,6 +143,14 @@ class Context:
             return False
         return _check(result, f"try keyslot {keyslot}") == keyslot
 
+    def check_volume_key(self, key: SafeMemory) -> None:
+        """Raise ``WrongCredential`` unless ``key`` is the volume key (crypt_volume_key_verify)."""
+        _begin()
+        result = lib.crypt_volume_key_verify(self._cd, key.address, key.size)
+        if result in (-errno.EPERM, -errno.EINVAL):
+            raise WrongCredential("cannot unlock the volume: this is not its volume key")
+        _check(result, "check the volume key")
+
     # -- changing --------------------------------------------------------------------------------------------------
 
     def add_keyslot(self, keyslot: int, key: SafeMemory, passphrase: SafeMemory, pbkdf: Pbkdf) -> None:

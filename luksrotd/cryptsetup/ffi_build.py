@@ -53,6 +53,7 @@ const struct crypt_pbkdf_type *crypt_get_pbkdf_type_params(const char *type);
 int crypt_set_pbkdf_type(struct crypt_device *cd, const struct crypt_pbkdf_type *pbkdf);
 
 int crypt_get_volume_key_size(struct crypt_device *cd);
+int crypt_volume_key_verify(struct crypt_device *cd, const char *key, size_t key_size);
 int crypt_volume_key_get(struct crypt_device *cd, int keyslot, char *key, size_t *key_size,
                          const char *passphrase, size_t passphrase_size);
 int crypt_activate_by_passphrase(struct crypt_device *cd, const char *name, int keyslot,

@@ -130,10 +130,15 @@ class WorkerSession:
 
     async def unlock(self, keyslot: int | None = None) -> int:
         """See ``ports.EngineSession``."""
-        opened = await self._call({"op": "unlock", "keyslot": keyslot}, self._deadlines.unlock)
+        request = {"op": "unlock", "keyslot": keyslot, "volume_key": False}
+        opened = await self._call(request, self._deadlines.unlock)
         if type(opened) is not int or (keyslot is not None and opened != keyslot):
             raise self._refused("not the keyslot that was asked for")
         return opened
+
+    async def take_volume_key(self) -> None:
+        """See ``ports.EngineSession``."""
+        await self._call({"op": "unlock", "keyslot": None, "volume_key": True}, self._deadlines.unlock)
 
     async def apply(self, edits: Sequence[Edit]) -> None:
         """See ``ports.EngineSession``."""

@@ -15,11 +15,14 @@ class Change:
 
     ``wipe`` are ranges that no copy references once ``edits`` are committed; those that ``edits`` retire are added by
     ``retired``.  Secrets are named as in ``rotation.edits``; an added keyslot needs the volume key, so ``unlock``.
+    ``survivors``: if given, the credential must open one of these keyslots: nobody removes a way in who has not shown
+    another one.
     """
 
     edits: tuple[Edit, ...] = ()
     closing: tuple[Edit, ...] = ()
     wipe: tuple[Extent, ...] = ()
+    survivors: frozenset[int] | None = None
 
     @property
     def added(self) -> tuple[AddKeyslot, ...]:
@@ -33,8 +36,8 @@ class Change:
 
     @property
     def needs_unlock(self) -> bool:
-        """Whether the volume key is needed."""
-        return bool(self.added)
+        """Whether a credential is needed."""
+        return bool(self.added) or self.survivors is not None
 
     def retired(self, before: Metadata) -> tuple[Extent, ...]:
         """The areas of the keyslots that are removed."""

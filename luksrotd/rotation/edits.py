@@ -17,6 +17,8 @@ PBKDF_TYPES: Final = ("argon2id", "argon2i", "pbkdf2")
 #: Names under which a session knows its secrets.
 UNLOCK: Final = "unlock"
 NEW: Final = "new"
+#: In place of ``UNLOCK``: the volume key itself.
+VOLUME_KEY: Final = "volume-key"
 
 #: libcryptsetup's lower bounds for forced costs (lib/utils_pbkdf.c: verify_pbkdf_params).
 MIN_ITERATIONS: Final = {"pbkdf2": 1000, "argon2i": 4, "argon2id": 4}

@@ -7,17 +7,20 @@ and the key material in its area are what they were.  The crash tests hold this 
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from luksrotd.luks2 import layout
 from luksrotd.luks2.areas import Extent, overlapping
 from luksrotd.luks2.metadata import Keyslot
 from luksrotd.luks2.pair import HeaderCopy, Pair
-from luksrotd.names import TOKEN_TYPE
-from luksrotd.rotation.view import view
+from luksrotd.names import TOKEN_TYPE, WIPE_TOKEN_TYPE
+from luksrotd.rotation.token import KeyState
+from luksrotd.rotation.view import ManagedKey, view
 
 Read = Callable[[int, int], bytes]
+#: The active and the staged generation of a key; 0 for none.
+Standing = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +35,16 @@ class Opener:
 class Expectation:
     """What must hold at every instant.
 
-    ``keep``: credentials that always open.  ``keys``: for each key name the generations that may be current, each with
-    its credential; exactly one of them must be, or none where ``absent`` allows it (before an enrolment).
-    ``foreign``: the tokens, keyslots and config that must not change, as ``foreign_parts`` gives them.
+    ``keep``: credentials that always open.  ``keys``: for each key name the generations that there may be, each with
+    its credential.  ``allowed``: for each key name the combinations that there may be of an active and a staged
+    generation (0 for none).  ``foreign``: the tokens, keyslots and config that must not change, each with the contents
+    that it may have, as ``foreign_parts`` gives them.
     """
 
     keep: Mapping[str, Opener]
     keys: Mapping[str, Mapping[int, Opener]]
-    foreign: Mapping[str, Any]
-    absent: frozenset[str] = field(default_factory=frozenset)
+    allowed: Mapping[str, frozenset[Standing]]
+    foreign: tuple[Mapping[str, Any], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,9 @@ def foreign_parts(copy: HeaderCopy) -> Mapping[str, Any]:
         "segments": raw["segments"],
         "config": raw["config"],
         "digests": digests,
-        "tokens": {number: token for number, token in raw["tokens"].items() if token["type"] != TOKEN_TYPE},
+        "tokens": {
+            n: token for n, token in raw["tokens"].items() if token["type"] not in (TOKEN_TYPE, WIPE_TOKEN_TYPE)
+        },
         "keyslots": {number: slot for number, slot in raw["keyslots"].items() if int(number) not in ours},
     }
 
@@ -132,24 +138,28 @@ def _check_copy(pair: Pair, copy: HeaderCopy, read: Read, expected: Expectation)
         claimed = {slot for token in copy.metadata.tokens.values() for slot in token.keyslots}
         if any(found in known and number not in claimed for number, found in openers.items()):
             yield Violation("I3", f"{where}: a keyslot of key {name!r} has no token")
-    if _without(foreign_parts(copy), expected) != _without(expected.foreign, expected):
+    if _without(foreign_parts(copy), expected) not in [_without(parts, expected) for parts in expected.foreign]:
         yield Violation("I5", f"{where}: something foreign has changed")
 
 
 def _check_key(
-    where: str, name: str, keys: list[Any], openers: Mapping[int, Opener], expected: Expectation
+    where: str, name: str, keys: list[ManagedKey], openers: Mapping[int, Opener], expected: Expectation
 ) -> Iterator[Violation]:
-    if not keys and name in expected.absent:
+    found = {state: [key for key in keys if key.token.state is state] for state in KeyState}
+    active, staged = found[KeyState.ACTIVE], found[KeyState.STAGED]
+    standing = (_generation(active), _generation(staged))
+    if max(len(active), len(staged)) > 1 or standing not in expected.allowed[name]:
+        found_there = ", ".join(f"{key.token.generation} ({key.token.state})" for key in keys) or "none"
+        yield Violation("I3", f"{where}: unexpected generations of key {name!r}: {found_there}")
         return
-    if len(keys) != 1:
-        yield Violation("I3", f"{where}: {len(keys)} tokens name key {name!r}")
-        return
-    token = keys[0].token
-    credential = expected.keys[name].get(token.generation)
-    if credential is None:
-        yield Violation("I3", f"{where}: key {name!r} has unexpected generation {token.generation}")
-    elif [openers[number] for number in token.keyslots] != [credential]:
-        yield Violation("I1", f"{where}: what the token of {name!r} describes does not open")
+    for key in keys:
+        credential = expected.keys[name].get(key.token.generation)
+        if credential is None or [openers[number] for number in key.token.keyslots] != [credential]:
+            yield Violation("I1", f"{where}: what the token of {name!r} describes does not open")
+
+
+def _generation(keys: list[ManagedKey]) -> int:
+    return keys[0].token.generation if keys else 0
 
 
 def _without(parts: Mapping[str, Any], expected: Expectation) -> Mapping[str, Any]:

@@ -94,7 +94,7 @@ def repair(view: DeviceView, *, orphans: bool = True) -> Change | None:
             closing.append(RemoveToken(key.token.id))
         elif key.token.wipe and usable:
             raw = view.metadata.tokens[key.token.id].raw
-            closing.append(SetToken(key.token.id, tokens.without_intent(raw)))
+            closing.append(SetToken(key.token.id, tokens.with_intent(raw, ())))
     if not closing:
         return None
     # Since the crash, another tool may have put a key of its own there: that part is not ours any more (I4).

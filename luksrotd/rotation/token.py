@@ -8,18 +8,18 @@ key it is, and, while a rotation is not finished, which ranges still hold a reti
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final, NoReturn
 
 from luksrotd.errors import FormatError, InvalidRequest
 from luksrotd.luks2 import jsontext
 from luksrotd.luks2.areas import Extent
-from luksrotd.luks2.layout import KEYSLOTS_MAX
+from luksrotd.luks2.layout import KEYSLOTS_MAX, TOKENS_MAX
 from luksrotd.luks2.members import quoted, u64
 from luksrotd.luks2.metadata import Token
-from luksrotd.names import TOKEN_TYPE
+from luksrotd.names import TOKEN_TYPE, WIPE_TOKEN_TYPE
 
 SCHEMA_VERSION: Final = 1
 #: Members that this version of the schema defines; all others are kept as they are.
@@ -34,6 +34,10 @@ MEMBERS: Final = (
     "data",
     "wipe",
     "fingerprint",
+    "expires_at",
+    "retires",
+    "group",
+    "adopted",
 )
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 #: Nesting of the associated data: well below json-c's limit of 32 for the whole header.
@@ -44,15 +48,22 @@ WIPE_MAX: Final = KEYSLOTS_MAX
 
 
 class KeyState(StrEnum):
-    """Where a key is in its life."""
+    """Where a key is in its life; ``retired``: it is being removed, step by step."""
 
     ACTIVE = "active"
     STAGED = "staged"
+    RETIRED = "retired"
 
 
 @dataclass(frozen=True, slots=True)
 class BackupToken:
-    """A token of ours; ``rotated_at`` is RFC 3339 UTC text, ``wipe`` are byte ranges of the device."""
+    """A token of ours.
+
+    ``rotated_at`` and ``expires_at`` (of a staged key; '' for never) are RFC 3339 UTC text, ``wipe`` are byte ranges of
+    the device.  ``retires``: the tokens that this one replaces, while the stepwise engine has not settled it.
+    ``group``: the set of volumes that a staged key belongs to.  ``adopted``: the token that was here before ours, or
+    an empty object if there was none.
+    """
 
     id: int
     keyslots: tuple[int, ...]
@@ -61,9 +72,21 @@ class BackupToken:
     state: KeyState
     rotated_at: str
     data: Mapping[str, Any]
+    wipe: tuple[Extent, ...] = ()
+    fingerprint: str | None = None
+    expires_at: str = ""
+    retires: tuple[int, ...] | None = None
+    group: str | None = None
+    adopted: Mapping[str, Any] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class WipeRecord:
+    """A token of type ``luksrotd-wipe``: ranges that still hold a retired key which no token of ours describes."""
+
+    id: int
     wipe: tuple[Extent, ...]
-    fingerprint: str | None
-    extra: Mapping[str, Any]
 
 
 def parse(token: Token) -> BackupToken:
@@ -73,9 +96,7 @@ def parse(token: Token) -> BackupToken:
     """
     raw = token.raw
     where = f"token {token.id}"
-    version = raw.get("version", SCHEMA_VERSION)
-    if type(version) is not int or version != SCHEMA_VERSION:
-        _fail(where, f"schema version {quoted(str(version))} is not {SCHEMA_VERSION}")
+    _check_version(raw, where)
     name, generation, data = raw.get("name"), raw.get("generation"), raw.get("data")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         _fail(where, "the name is missing or malformed")
@@ -83,48 +104,90 @@ def parse(token: Token) -> BackupToken:
         _fail(where, "the generation is missing or out of range")
     if not isinstance(data, dict):
         _fail(where, "the associated data is not an object")
-    state = raw.get("state", KeyState.ACTIVE)
+    state, adopted = raw.get("state", KeyState.ACTIVE), raw.get("adopted")
     if not isinstance(state, str) or state not in set(KeyState):
         _fail(where, f"state {quoted(str(state))} is unknown")
-    rotated_at, fingerprint = raw.get("rotated_at", ""), raw.get("fingerprint")
-    if not isinstance(rotated_at, str) or not (fingerprint is None or isinstance(fingerprint, str)):
-        _fail(where, "rotated_at or fingerprint is not a string")
-    extra = {member: value for member, value in raw.items() if member not in MEMBERS}
-    wipe = tuple(_extent(entry, where) for entry in _list(raw.get("wipe", []), where))
+    if not (adopted is None or isinstance(adopted, dict)):
+        _fail(where, "the adopted token is not an object")
     return BackupToken(
-        token.id, token.keyslots, name, generation, KeyState(state), rotated_at, data, wipe, fingerprint, extra
+        token.id,
+        token.keyslots,
+        name,
+        generation,
+        KeyState(state),
+        _text(raw, "rotated_at", where) or "",
+        data,
+        _extents(raw, where),
+        _text(raw, "fingerprint", where),
+        _text(raw, "expires_at", where) or "",
+        _retires(raw, where),
+        _text(raw, "group", where),
+        adopted,
+        {member: value for member, value in raw.items() if member not in MEMBERS},
     )
 
 
-def body(
-    name: str,
-    generation: int,
-    keyslot: int,
-    data: Mapping[str, Any],
-    rotated_at: datetime,
-    wipe: Iterable[Extent] = (),
-    extra: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """The JSON object of an active token, without the fingerprint, which the worker adds."""
+def parse_record(token: Token) -> WipeRecord:
+    """Our view of a token of type ``luksrotd-wipe``; raises ``FormatError``."""
+    where = f"token {token.id}"
+    _check_version(token.raw, where)
+    if token.keyslots:
+        _fail(where, "a wipe record names a keyslot")
+    wipe = _extents(token.raw, where)
+    if not wipe:
+        _fail(where, "a wipe record names no range")
+    return WipeRecord(token.id, wipe)
+
+
+def body(token: BackupToken) -> dict[str, Any]:
+    """The JSON object of a token; what has its default is left out, but for what a reader wants to see."""
     written: dict[str, Any] = {
         "type": TOKEN_TYPE,
-        "keyslots": [str(keyslot)],
+        "keyslots": [str(keyslot) for keyslot in token.keyslots],
         "version": SCHEMA_VERSION,
-        "name": name,
-        "generation": generation,
-        "state": str(KeyState.ACTIVE),
-        "rotated_at": rotated_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "data": dict(data),
+        "name": token.name,
+        "generation": token.generation,
+        "state": str(token.state),
+        "rotated_at": token.rotated_at,
+        "data": dict(token.data),
     }
-    ranges = [{"offset": str(extent.offset), "size": str(extent.size)} for extent in wipe]
-    if ranges:
-        written["wipe"] = ranges
-    return written | dict(extra or {})
+    optional = {
+        "wipe": _ranges(token.wipe),
+        "fingerprint": token.fingerprint,
+        "expires_at": token.expires_at,
+        "group": token.group,
+    }
+    written |= {member: value for member, value in optional.items() if value}
+    if token.retires is not None:
+        written["retires"] = [str(number) for number in token.retires]
+    if token.adopted is not None:
+        written["adopted"] = dict(token.adopted)
+    return written | dict(token.extra)
 
 
-def without_intent(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The same token with its wipe intent cleared."""
-    return {member: value for member, value in raw.items() if member != "wipe"}
+def record(wipe: Iterable[Extent]) -> dict[str, Any]:
+    """The JSON object of a wipe record."""
+    return {"type": WIPE_TOKEN_TYPE, "keyslots": [], "version": SCHEMA_VERSION, "wipe": _ranges(wipe)}
+
+
+def with_intent(raw: Mapping[str, Any], wipe: Iterable[Extent]) -> dict[str, Any]:
+    """The same token with that wipe intent; without one if there is nothing to wipe."""
+    rest = {member: value for member, value in raw.items() if member != "wipe"}
+    ranges = _ranges(wipe)
+    return {**rest, "wipe": ranges} if ranges else rest
+
+
+def utc(moment: datetime) -> str:
+    """``moment``, which is in UTC, as our tokens write it."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def moment(text: str) -> datetime | None:
+    """The time that ``utc`` wrote; ``None`` for anything else."""
+    try:
+        return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    except ValueError:
+        return None
 
 
 def check_name(name: str) -> str:
@@ -159,10 +222,38 @@ def _constant(name: str) -> NoReturn:
     raise ValueError(name)
 
 
-def _list(value: object, where: str) -> list[Any]:
+def _check_version(raw: Mapping[str, Any], where: str) -> None:
+    version = raw.get("version", SCHEMA_VERSION)
+    if type(version) is not int or version != SCHEMA_VERSION:
+        _fail(where, f"schema version {quoted(str(version))} is not {SCHEMA_VERSION}")
+
+
+def _text(raw: Mapping[str, Any], member: str, where: str) -> str | None:
+    value = raw.get(member)
+    if not (value is None or isinstance(value, str)):
+        _fail(where, f"{member} is not a string")
+    return value
+
+
+def _retires(raw: Mapping[str, Any], where: str) -> tuple[int, ...] | None:
+    value = raw.get("retires")
+    if value is None:
+        return None
+    numbers = {str(number): number for number in range(TOKENS_MAX)}
+    if not isinstance(value, list) or any(not isinstance(number, str) or number not in numbers for number in value):
+        _fail(where, "retires is not an array of token numbers")
+    return tuple(numbers[number] for number in value)
+
+
+def _extents(raw: Mapping[str, Any], where: str) -> tuple[Extent, ...]:
+    value = raw.get("wipe", [])
     if not isinstance(value, list) or len(value) > WIPE_MAX:
         _fail(where, f"the wipe intent is not an array of at most {WIPE_MAX} ranges")
-    return value
+    return tuple(_extent(entry, where) for entry in value)
+
+
+def _ranges(wipe: Iterable[Extent]) -> list[dict[str, str]]:
+    return [{"offset": str(extent.offset), "size": str(extent.size)} for extent in wipe]
 
 
 def _extent(entry: object, where: str) -> Extent:

@@ -9,10 +9,10 @@ from luksrotd.luks2 import layout
 from luksrotd.luks2.areas import Extent, subtract
 from luksrotd.luks2.metadata import Keyslot, Metadata
 from luksrotd.luks2.pair import Pair
-from luksrotd.names import TOKEN_TYPE
+from luksrotd.names import TOKEN_TYPE, WIPE_TOKEN_TYPE
 from luksrotd.rotation import token as tokens
 from luksrotd.rotation.fingerprint import fingerprint
-from luksrotd.rotation.token import BackupToken
+from luksrotd.rotation.token import BackupToken, WipeRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +28,29 @@ class ManagedKey:
     stale: bool
     shared: bool
 
+    @property
+    def complete(self) -> bool:
+        """Whether it is what we wrote: one keyslot, its own, unchanged."""
+        return self.keyslot is not None and not self.stale and not self.shared
+
+    @property
+    def oddity(self) -> str:
+        """Why it is not complete."""
+        if self.keyslot is None:
+            return f"its token names {len(self.token.keyslots)} keyslots, not one"
+        return "another tool has changed its keyslot" if self.stale else "another token names its keyslot too"
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
-    """The volume as luksrotd sees it; everything is taken from the winning copy, ``pair`` has both."""
+    """The volume as luksrotd sees it; everything is taken from the winning copy, ``pair`` has both.
+
+    ``unreadable``: why our own tokens of these numbers cannot be read.
+    """
 
     pair: Pair
     keys: tuple[ManagedKey, ...]
+    records: tuple[WipeRecord, ...]
     unreadable: Mapping[int, str]
     ordinary: tuple[int, ...]
 
@@ -61,7 +77,8 @@ class DeviceView:
     @property
     def pending(self) -> tuple[Extent, ...]:
         """Ranges that wipe intents name."""
-        return tuple(extent for key in self.keys for extent in key.token.wipe)
+        intents = [key.token.wipe for key in self.keys] + [record.wipe for record in self.records]
+        return tuple(extent for intent in intents for extent in intent)
 
     @property
     def free(self) -> tuple[Extent, ...]:
@@ -69,7 +86,7 @@ class DeviceView:
         return subtract(self.metadata.keyslots_area, self.pair.referenced)
 
     def named(self, name: str) -> tuple[ManagedKey, ...]:
-        """The keys of that name; more than one after a crash of the stepwise order."""
+        """The keys of that name; which of them is which, ``rotation.lineage`` says."""
         return tuple(key for key in self.keys if key.token.name == name)
 
     def free_keyslot(self) -> int | None:
@@ -85,17 +102,19 @@ def view(pair: Pair) -> DeviceView:
     """The meaning of ``pair``; never raises, what is odd is in the view."""
     metadata = pair.winner.metadata
     keys: list[ManagedKey] = []
+    records: list[WipeRecord] = []
     unreadable: dict[int, str] = {}
     for token in metadata.tokens.values():
-        if token.type != TOKEN_TYPE:
-            continue
         try:
-            keys.append(_managed(tokens.parse(token), metadata))
+            if token.type == TOKEN_TYPE:
+                keys.append(_managed(tokens.parse(token), metadata))
+            elif token.type == WIPE_TOKEN_TYPE:
+                records.append(tokens.parse_record(token))
         except FormatError as error:
             unreadable[token.id] = error.message
     claimed = {keyslot for token in metadata.tokens.values() for keyslot in token.keyslots}
     ordinary = tuple(sorted(metadata.keyslots.keys() - claimed))
-    return DeviceView(pair, tuple(keys), unreadable, ordinary)
+    return DeviceView(pair, tuple(keys), tuple(records), unreadable, ordinary)
 
 
 def _managed(token: BackupToken, metadata: Metadata) -> ManagedKey:

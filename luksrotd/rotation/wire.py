@@ -7,7 +7,7 @@ op        members                                                      result
 start     shadow: fd, secret_seconds: float,                           null
           secrets: {name: {"fd": n, "limit": bytes} | {"generate": n}}
 load                                                                   the JSON metadata
-unlock    keyslot: int or null (any)                                   the keyslot that was opened
+unlock    keyslot: int or null (any), volume_key: bool                 the keyslot that was opened, or null
 apply     edits: [``edits.to_wire``, …]                                null
 opens     keyslot: int, secret: name                                   bool
 ========  ===========================================================  ==================================

@@ -9,12 +9,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from luksrotd.errors import Conflict, ConsistencyError, DeviceError, NeedsPerson
+from luksrotd.errors import Conflict, ConsistencyError, DeviceError, LastKeyslot, NeedsPerson
 from luksrotd.luks2.areas import Extent
 from luksrotd.luks2.layout import Which
 from luksrotd.ports import DeviceRef, EngineSession, HeaderDevice, Host, SecretSource, Shadow
 from luksrotd.rotation import policy, reconcile
 from luksrotd.rotation.change import Change
+from luksrotd.rotation.edits import UNLOCK, VOLUME_KEY
 from luksrotd.rotation.plan import ShadowResult, plan_commit, plan_heal
 from luksrotd.rotation.protocol import CommitPlan, Phase
 from luksrotd.rotation.view import DeviceView
@@ -90,18 +91,26 @@ class Transactor:
                     policy.check_signatures(tuple(await self._host.probe.foreign(device)))
                     await self._finish_crashed(ref, device)
                     progress(Stage.READING)
-                    target = _Target(ref, device, point, progress)
+                    target = _Target(ref, device, point, progress, volume_key=VOLUME_KEY in secrets)
                     return await self._change(target, decide, secrets, deliver)
 
         return await cancellable(work)
+
+    async def opened_by(self, ref: DeviceRef, source: SecretSource) -> int:
+        """The keyslot that the secret opens, tried on a shadow; raises ``WrongCredential``."""
+        async with self.opened(ref) as device:
+            snapshot = await self._snapshot(ref, device, unlocking_areas)
+            async with self._session(snapshot.pair.length, {UNLOCK: source}) as (shadow, session):
+                _fill(shadow, snapshot)
+                return await session.unlock()
 
     async def opens(self, ref: DeviceRef, keyslot: Callable[[DeviceView], int], source: SecretSource) -> bool:
         """Whether the secret opens the keyslot that ``keyslot`` picks, tried on a shadow."""
         async with self.opened(ref) as device:
             snapshot = await self._snapshot(ref, device, lambda seen: (seen.metadata.keyslots[keyslot(seen)].area,))
-            async with self._session(snapshot.pair.length, {"unlock": source}) as (shadow, session):
+            async with self._session(snapshot.pair.length, {UNLOCK: source}) as (shadow, session):
                 _fill(shadow, snapshot)
-                return await session.opens(keyslot(snapshot.view), "unlock")
+                return await session.opens(keyslot(snapshot.view), UNLOCK)
 
     async def mend(self, ref: DeviceRef, device: HeaderDevice, *, orphans: bool) -> DeviceView:
         """Make every repair that ``reconcile`` knows, one commit each, with the job lock held; the volume afterwards.
@@ -157,7 +166,7 @@ class Transactor:
         for _ in range(self._attempts):
             change = decide(snapshot.view)
             policy.check_retirement(snapshot.view, change)
-            plan = await self._prepare(*worker, snapshot, change, progress)
+            plan = await self._prepare(worker, snapshot, change, progress, volume_key=target.volume_key)
             if not delivered:
                 progress(Stage.DELIVERING)
                 await deliver()
@@ -173,14 +182,21 @@ class Transactor:
         raise Conflict(f"cannot commit: other tools have changed the header {self._attempts} times meanwhile")
 
     async def _prepare(
-        self, shadow: Shadow, session: EngineSession, snapshot: Snapshot, change: Change, progress: Progress
+        self,
+        worker: tuple[Shadow, EngineSession],
+        snapshot: Snapshot,
+        change: Change,
+        progress: Progress,
+        *,
+        volume_key: bool = False,
     ) -> CommitPlan:
         """Let libcryptsetup make the change on the shadow, verify it there, and plan the difference."""
+        shadow, session = worker
         progress(Stage.DERIVING)
         _fill(shadow, snapshot)
         await _load_same(session, snapshot)
         if change.needs_unlock:
-            await session.unlock()
+            await _unlock(session, change, volume_key=volume_key)
         await session.apply(change.edits)
         progress(Stage.VERIFYING)
         for added in change.added:
@@ -192,8 +208,8 @@ class Transactor:
         return plan_commit(snapshot.pair, change, _result(shadow, snapshot, committed), self._host.entropy.random)
 
     async def _plan_repair(self, snapshot: Snapshot, change: Change) -> CommitPlan:
-        async with self._session(snapshot.pair.length, {}) as (shadow, session):
-            return await self._prepare(shadow, session, snapshot, change, ignore)
+        async with self._session(snapshot.pair.length, {}) as worker:
+            return await self._prepare(worker, snapshot, change, ignore)
 
     async def _plan_heal(self, snapshot: Snapshot) -> CommitPlan:
         """Let libcryptsetup recover the losing copy on a shadow.
@@ -250,6 +266,7 @@ class _Target:
     device: HeaderDevice
     point: PointOfNoReturn
     progress: Progress
+    volume_key: bool = False
 
 
 def _entered(plan: CommitPlan, target: _Target) -> Callable[[Phase], None]:
@@ -277,6 +294,20 @@ def _fill(shadow: Shadow, snapshot: Snapshot) -> None:
     shadow.write(0, snapshot.pair.raw)
     for area, content in snapshot.areas.items():
         shadow.write(area.offset, content)
+
+
+async def _unlock(session: EngineSession, change: Change, *, volume_key: bool) -> None:
+    """Get the volume key; if keyslots go, by a credential that opens one of those that stay."""
+    if volume_key and change.survivors is None:
+        return await session.take_volume_key()
+    opened = await session.unlock()
+    if change.survivors is None or opened in change.survivors:
+        return None
+    # The same passphrase may open a keyslot that stays, too.
+    for keyslot in sorted(change.survivors):
+        if await session.opens(keyslot, UNLOCK):
+            return None
+    raise LastKeyslot(f"cannot remove keyslot {opened}: the credential opens no other one; use one that stays")
 
 
 async def _load_same(session: EngineSession, snapshot: Snapshot) -> None:

@@ -1,30 +1,50 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The use cases: enrol, rotate, verify, read the associated data, reconcile."""
+"""The use cases on one volume: each is a decision of ``rotation`` that the transactor carries out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 from luksrotd.errors import NeedsPerson
-from luksrotd.names import DEFAULT_KEY_NAME
+from luksrotd.names import DEFAULT_KEY_NAME, TOKEN_TYPE
 from luksrotd.ports import DeviceRef, Host, SecretSource
-from luksrotd.rotation import policy, reconcile
-from luksrotd.rotation.edits import Pbkdf, SetToken
-from luksrotd.rotation.policy import EnrollRequest, RotateRequest
+from luksrotd.rotation import adoption, keys, policy, reconcile, staging
+from luksrotd.rotation.adoption import AdoptRequest, RecreateRequest
+from luksrotd.rotation.change import Change
+from luksrotd.rotation.edits import NEW, UNLOCK, Pbkdf, SetToken
+from luksrotd.rotation.keys import EnrollRequest, RotateRequest
 from luksrotd.rotation.reconcile import Action, Finding
+from luksrotd.rotation.staging import StageRequest
 from luksrotd.rotation.view import DeviceView
 from luksrotd.service.progress import Progress, ignore
-from luksrotd.service.transaction import Committed, Deliver, Transactor, nothing_to_deliver
+from luksrotd.service.transaction import Decide, Deliver, Transactor, nothing_to_deliver
+
+Sources = Mapping[str, SecretSource]
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """How a staged key waits: after which time it is reported as forgotten, and the set of volumes it belongs to."""
+
+    expires_after: timedelta | None = timedelta(days=30)
+    group: str | None = None
+
+
+DEFAULT_HOLD: Final = Hold()
 
 
 @dataclass(frozen=True, slots=True)
 class KeyChange:
-    """What became of a key: its name, generation and keyslot now, the sequence numbers before and after."""
+    """What became of a key: its name, generation and keyslot now, the sequence numbers before and after.
+
+    Generation 0 and no keyslot: it is not managed any more.
+    """
 
     uuid: str
     name: str
     generation: int
-    keyslot: int
+    keyslot: int | None
     seqid_before: int
     seqid_after: int
 
@@ -82,7 +102,7 @@ class Volumes:
     async def enroll(
         self,
         ref: DeviceRef,
-        secrets: Mapping[str, SecretSource],
+        secrets: Sources,
         *,
         data: Mapping[str, Any],
         pbkdf: Pbkdf,
@@ -91,14 +111,14 @@ class Volumes:
         deliver: Deliver = nothing_to_deliver,
     ) -> KeyChange:
         """Give the volume a managed key: keyslot and token born in one commit."""
-        request = EnrollRequest(data, self._host.clock.now(), pbkdf, name)
-        done = await self._transactor.run(ref, lambda seen: policy.enroll(seen, request), secrets, progress, deliver)
-        return self._changed(done, "key enrolled")
+        request = EnrollRequest(data, self._now(), pbkdf, name)
+        run = Run("key enrolled", secrets, progress, deliver)
+        return await self._change(ref, name, lambda seen: keys.enroll(seen, request), run)
 
     async def rotate(
         self,
         ref: DeviceRef,
-        secrets: Mapping[str, SecretSource],
+        secrets: Sources,
         *,
         data: Mapping[str, Any] | None,
         pbkdf: Pbkdf,
@@ -107,9 +127,98 @@ class Volumes:
         deliver: Deliver = nothing_to_deliver,
     ) -> KeyChange:
         """Replace a managed key: new keyslot, token and the wipe of the old area in one transaction."""
-        request = RotateRequest(data, self._host.clock.now(), pbkdf, name)
-        done = await self._transactor.run(ref, lambda seen: policy.rotate(seen, request), secrets, progress, deliver)
-        return self._changed(done, "key rotated")
+        request = RotateRequest(data, self._now(), pbkdf, name)
+        run = Run("key rotated", secrets, progress, deliver)
+        return await self._change(ref, name, lambda seen: keys.rotate(seen, request), run)
+
+    async def stage(
+        self,
+        ref: DeviceRef,
+        secrets: Sources,
+        *,
+        data: Mapping[str, Any] | None,
+        pbkdf: Pbkdf,
+        name: str = DEFAULT_KEY_NAME,
+        hold: Hold = DEFAULT_HOLD,
+        progress: Progress = ignore,
+        deliver: Deliver = nothing_to_deliver,
+    ) -> KeyChange:
+        """Put a new generation of a managed key beside the current one; both open the volume until ``finish``."""
+        now = self._now()
+        expires = None if hold.expires_after is None else now + hold.expires_after
+        request = StageRequest(RotateRequest(data, now, pbkdf, name), expires, hold.group)
+        run = Run("key staged", secrets, progress, deliver)
+        return await self._change(ref, name, lambda seen: staging.stage(seen, request), run)
+
+    async def finish(
+        self,
+        ref: DeviceRef,
+        *,
+        name: str = DEFAULT_KEY_NAME,
+        generation: int | None = None,
+        progress: Progress = ignore,
+    ) -> KeyChange:
+        """The staged generation becomes the only one; needs no secret."""
+        run = Run("staged key finished", {}, progress)
+        return await self._change(ref, name, lambda seen: staging.finish(seen, name, generation), run)
+
+    async def abort(
+        self,
+        ref: DeviceRef,
+        *,
+        name: str = DEFAULT_KEY_NAME,
+        generation: int | None = None,
+        progress: Progress = ignore,
+    ) -> KeyChange:
+        """The staged generation goes; needs no secret."""
+        run = Run("staged key aborted", {}, progress)
+        return await self._change(ref, name, lambda seen: staging.abort(seen, name, generation), run)
+
+    async def remove(
+        self, ref: DeviceRef, secrets: Sources, *, name: str = DEFAULT_KEY_NAME, progress: Progress = ignore
+    ) -> KeyChange:
+        """Keyslot and token of a managed key go; the credential must open another keyslot."""
+        return await self._change(
+            ref, name, lambda seen: keys.remove(seen, name), Run("key removed", secrets, progress)
+        )
+
+    async def set_data(self, ref: DeviceRef, data: Mapping[str, Any], *, name: str = DEFAULT_KEY_NAME) -> KeyChange:
+        """Other associated data for the same key."""
+        return await self._change(
+            ref, name, lambda seen: keys.set_data(seen, name, data), Run("associated data changed", {})
+        )
+
+    async def adopt(
+        self, ref: DeviceRef, keyslot: int, *, data: Mapping[str, Any], name: str = DEFAULT_KEY_NAME
+    ) -> KeyChange:
+        """Manage a keyslot that is there; the token that names it is kept for ``release``."""
+        request = AdoptRequest(keyslot, data, self._now(), name)
+        return await self._change(ref, name, lambda seen: adoption.adopt(seen, request), Run("keyslot adopted", {}))
+
+    async def release(self, ref: DeviceRef, *, name: str = DEFAULT_KEY_NAME) -> KeyChange:
+        """Manage a key no more; its keyslot stays."""
+        return await self._change(ref, name, lambda seen: adoption.release(seen, name), Run("key released", {}))
+
+    async def recreate(
+        self,
+        ref: DeviceRef,
+        secrets: Sources,
+        *,
+        data: Mapping[str, Any] | None,
+        pbkdf: Pbkdf,
+        name: str = DEFAULT_KEY_NAME,
+        progress: Progress = ignore,
+        deliver: Deliver = nothing_to_deliver,
+    ) -> KeyChange:
+        """Make the token, or token and keyslot, anew.
+
+        With a secret named ``new``: a new keyslot for it, the volume unlocked by any credential or the volume key.
+        Without: the credential is the managed key itself, and the token is made for the keyslot that it opens.
+        """
+        keyslot = None if NEW in secrets else await self._transactor.opened_by(ref, secrets[UNLOCK])
+        request = RecreateRequest(data, self._now(), pbkdf, name, keyslot)
+        run = Run("key recreated", secrets, progress, deliver)
+        return await self._change(ref, name, lambda seen: adoption.recreate(seen, request), run)
 
     async def verify(self, ref: DeviceRef, secret: SecretSource, *, name: str = DEFAULT_KEY_NAME) -> bool:
         """Whether the secret is that of the managed key ``name``; nothing is changed."""
@@ -135,26 +244,40 @@ class Volumes:
             self._host.journal.record("volume reconciled", uuid=seen.uuid, repaired=codes, seqid=seen.seqid)
         return result
 
-    def _changed(self, done: Committed, message: str) -> KeyChange:
-        written = next(edit for edit in done.change.edits if isinstance(edit, SetToken))
-        changed = KeyChange(
-            done.uuid,
-            written.body["name"],
-            written.body["generation"],
-            done.change.added[0].keyslot,
-            done.seqid_before,
-            done.seqid_after,
-        )
+    def _now(self) -> datetime:
+        return self._host.clock.now()
+
+    async def _change(self, ref: DeviceRef, name: str, decide: Decide, run: "Run") -> KeyChange:
+        done = await self._transactor.run(ref, decide, run.secrets, run.progress, run.deliver)
+        generation, keyslot = _what_is_left(done.change, name)
         self._host.journal.record(
-            message,
-            uuid=changed.uuid,
-            key=changed.name,
-            generation=changed.generation,
-            keyslot=changed.keyslot,
-            seqid_before=changed.seqid_before,
-            seqid_after=changed.seqid_after,
+            run.message,
+            uuid=done.uuid,
+            key=name,
+            generation=generation,
+            keyslot=-1 if keyslot is None else keyslot,
+            seqid_before=done.seqid_before,
+            seqid_after=done.seqid_after,
         )
-        return changed
+        return KeyChange(done.uuid, name, generation, keyslot, done.seqid_before, done.seqid_after)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How a change is carried out: the journal's message for it, its secrets, who follows it, who gets a new secret."""
+
+    message: str
+    secrets: Sources
+    progress: Progress = ignore
+    deliver: Deliver = nothing_to_deliver
+
+
+def _what_is_left(change: Change, name: str) -> tuple[int, int | None]:
+    """Generation and keyslot of the key as the change writes its token last; 0 and ``None`` if it is none of ours."""
+    for edit in reversed((*change.edits, *change.closing)):
+        if isinstance(edit, SetToken) and edit.body["type"] == TOKEN_TYPE and edit.body["name"] == name:
+            return edit.body["generation"], int(edit.body["keyslots"][0])
+    return 0, None
 
 
 def _keyslot(seen: DeviceView, name: str) -> int:

@@ -10,7 +10,16 @@ from typing import Any, assert_never
 from luksrotd.cryptsetup.api import ANY_KEYSLOT, Context
 from luksrotd.cryptsetup.memory import SafeMemory
 from luksrotd.errors import InvalidRequest, SecretRejected
-from luksrotd.rotation.edits import UNLOCK, AddKeyslot, DestroyKeyslot, Edit, RemoveToken, SetToken, from_wire
+from luksrotd.rotation.edits import (
+    UNLOCK,
+    VOLUME_KEY,
+    AddKeyslot,
+    DestroyKeyslot,
+    Edit,
+    RemoveToken,
+    SetToken,
+    from_wire,
+)
 from luksrotd.rotation.fingerprint import fingerprint
 from luksrotd.worker import confine
 from luksrotd.worker.secret import generate_into, read_secret
@@ -69,7 +78,13 @@ class Session:
     def _load(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         return self._fresh().metadata()
 
-    def _unlock(self, request: Mapping[str, Any]) -> int:
+    def _unlock(self, request: Mapping[str, Any]) -> int | None:
+        if request["volume_key"]:
+            self._key = self._secrets.pop(VOLUME_KEY, None)
+            if self._key is None:
+                raise InvalidRequest(f"cannot find a secret named {VOLUME_KEY!r}")
+            self._loaded().check_volume_key(self._key)
+            return None
         keyslot = ANY_KEYSLOT if request["keyslot"] is None else int(request["keyslot"])
         opened, key = self._loaded().volume_key(self._secret(UNLOCK), keyslot)
         if self._key is not None:

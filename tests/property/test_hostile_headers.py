@@ -11,7 +11,7 @@ from luksrotd.errors import FormatError, LuksrotdError
 from luksrotd.luks2 import jsontext, layout, metadata
 from luksrotd.luks2.areas import Extent
 from luksrotd.luks2.pair import parse_pair
-from luksrotd.rotation import policy, reconcile
+from luksrotd.rotation import keys, policy, reconcile
 from luksrotd.rotation.reconcile import Action
 from luksrotd.rotation.view import DeviceView, view
 from tests.support import forge
@@ -56,7 +56,7 @@ def use(seen: DeviceView) -> None:
     mendable = any(finding.action is Action.REPAIR for finding in findings)
     assert mendable == bool(reconcile.needs_heal(seen) or reconcile.repair(seen)), findings
     assert all(len(finding.message) < 3000 for finding in findings)
-    for decide, request in ((policy.enroll, ENROLL), (policy.rotate, ROTATE)):
+    for decide, request in ((keys.enroll, ENROLL), (keys.rotate, ROTATE)):
         with suppress(LuksrotdError):
             policy.check_retirement(seen, decide(seen, request))  # type: ignore[operator]  # each with its own request
 

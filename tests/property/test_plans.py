@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luksrotd.luks2.areas import Extent
-from luksrotd.rotation import policy, reconcile
+from luksrotd.rotation import keys, reconcile
 from luksrotd.rotation.change import Change
 from luksrotd.rotation.invariants import Expectation, check_done, check_instant, foreign_parts, opener
 from luksrotd.rotation.protocol import CommitPlan, Phase
@@ -36,7 +36,7 @@ def volumes(draw):
 
 def changed(image: bytes) -> tuple[Change, CommitPlan]:
     seen = forge.view_of(image)
-    change = policy.rotate(seen, ROTATE) if seen.keys else policy.enroll(seen, ENROLL)
+    change = keys.rotate(seen, ROTATE) if seen.keys else keys.enroll(seen, ENROLL)
     return change, planned(image, change)
 
 
@@ -57,8 +57,8 @@ def expectation(image: bytes, done: bytes) -> Expectation:
     return Expectation(
         keep={f"keyslot {n}": opener(slot, reader(image)) for n, slot in slots.items() if n not in claimed},
         keys={"backup": ours(image) | ours(done)},
-        foreign=foreign_parts(forge.pair_of(image).winner),
-        absent=frozenset() if claimed else frozenset({"backup"}),
+        allowed={"backup": frozenset({(1, 0), (2, 0)}) if claimed else frozenset({(0, 0), (1, 0)})},
+        foreign=(foreign_parts(forge.pair_of(image).winner),),
     )
 
 

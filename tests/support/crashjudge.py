@@ -18,25 +18,28 @@ from luksrotd.rotation.invariants import (
     foreign_parts,
     opener,
 )
+from luksrotd.rotation.lineage import lineage
 from luksrotd.rotation.view import view
 from tests.support.crash import Enumeration, Epoch
 from tests.support.simulation import Simulation
 
-NAME = "backup"
 SEED = 99  # of every reconcile: equal states are repaired by equal bytes, so that depth 2 meets few new ones
 
 
 @dataclass(slots=True)
 class Scenario:
-    """One operation: the volume before it, and the writes that it made."""
+    """One operation: the volume before it, the writes that it made, and the volume after it."""
 
     before: bytes
     epochs: Sequence[Epoch]
+    after: bytes
     expected: Expectation
     retired: dict[Extent, str] = field(default_factory=dict)
-    gone: dict[int, Opener] = field(default_factory=dict)
-    """Generation → the credential that opens nothing once a later generation is current."""
-    final_generation: int | None = None
+    """Areas that the operation gives up, and what was in them."""
+    pending: dict[Extent, str] = field(default_factory=dict)
+    """Areas that were to be wiped already before it."""
+    gone: frozenset[Opener] = frozenset()
+    """Credentials that the operation puts out of force, all at once."""
 
     def enumeration(self, epochs: Sequence[Epoch] | None = None, sector: int = 512) -> Enumeration:
         """All crash states, of the real epochs or of a mutant's."""
@@ -50,22 +53,21 @@ def record(before: bytes, operate: Callable[[Simulation], object], sector_size: 
     operate(simulation)
     epochs = simulation.disk.epochs()
     assert not epochs[-1], "the last write was not flushed"
+    after = simulation.disk.content
     first, last = parse_pair(before), simulation.pair
-    generations = _generations(before, first) | _generations(simulation.disk.content, last)
-    keep = {
-        f"keyslot {number}": opener(first.winner.metadata.keyslots[number], _reader(before))
-        for number in view(first).ordinary
-    }
-    absent = frozenset({NAME}) if not view(first).keys or not view(last).keys else frozenset[str]()
-    expected = Expectation(keep, {NAME: generations}, foreign_parts(first.winner), absent)
-    final = max((key.token.generation for key in view(last).keys), default=None)
-    gone = {n: credential for n, credential in generations.items() if final is not None and n < final}
-    retired = {
-        slot.area: _material(before, slot.area)
-        for key in view(first).keys
-        if (slot := key.keyslot) is not None and key.token.generation in gone
-    } | {extent: _material(before, extent) for extent in view(first).pending}
-    return Scenario(before, epochs[:-1], expected, retired, gone, final)
+    openers, left = openers_of(before, first), openers_of(after, last)
+    gone = frozenset(openers.values()) - frozenset(left.values())
+    keep = {f"keyslot {number}": openers[number] for number in view(first).ordinary if openers[number] not in gone}
+    names = {key.token.name for key in (*view(first).keys, *view(last).keys)}
+    expected = Expectation(
+        keep,
+        {name: _generations(before, first, name) | _generations(after, last, name) for name in names},
+        {name: frozenset({_standing(first, name), _standing(last, name)}) for name in names},
+        (foreign_parts(first.winner), foreign_parts(last.winner)),
+    )
+    pending = {extent: _material(before, extent) for extent in view(first).pending}
+    retired = {area: _material(before, area) for area in first.referenced if area not in last.referenced}
+    return Scenario(before, epochs[:-1], after, expected, retired, pending, gone)
 
 
 class Judge:
@@ -97,11 +99,14 @@ class Judge:
     def finished(self, image: bytes) -> list[str]:
         """What is wrong with a state that can be met after the operation has reported success."""
         pair = parse_pair(image)
-        wrong = self._done(image, pair)
-        sequence = check_sequence(parse_pair(self.scenario.before), pair, changed=True)
-        wrong += [f"{violation.invariant}: {violation.what}" for violation in sequence]
-        if self.scenario.final_generation is not None and _newest(pair) != self.scenario.final_generation:
-            wrong.append(f"I6: generation {_newest(pair)} after success")
+        scenario = self.scenario
+        before, after = parse_pair(scenario.before), parse_pair(scenario.after)
+        found = check_done(pair, _reader(image), scenario.gone, scenario.retired | scenario.pending)
+        changed = not before.winner.same_content(after.winner)
+        found += check_sequence(before, pair, changed=changed)
+        wrong = [f"{violation.invariant}: {violation.what}" for violation in found]
+        if pair.winner.metadata.raw != after.winner.metadata.raw:
+            wrong.append("I6: not what was reported")
         return wrong
 
     def _after_reconcile(self, image: bytes, depth: int) -> list[str]:
@@ -126,12 +131,13 @@ class Judge:
         return wrong
 
     def _done(self, image: bytes, pair: Pair) -> list[str]:
-        newest = _newest(pair)
-        gone = [
-            credential for number, credential in self.scenario.gone.items() if newest is not None and number < newest
-        ]
-        retired = self.scenario.retired if gone or not self.scenario.gone else {}
-        return [f"{v.invariant}: {v.what}" for v in check_done(pair, _reader(image), gone, retired)]
+        scenario = self.scenario
+        there = frozenset(openers_of(image, pair).values()) & scenario.gone
+        if there and there != scenario.gone:
+            return ["I3: a part of what goes together has gone"]
+        gone = bool(scenario.gone) and not there
+        retired = scenario.pending | scenario.retired if gone else scenario.pending
+        return [f"{v.invariant}: {v.what}" for v in check_done(pair, _reader(image), (), retired)]
 
 
 def judge_all(judge: Judge, enumeration: Enumeration) -> list[str]:
@@ -150,14 +156,20 @@ def misplaced_writes(enumeration: Enumeration) -> list[str]:
     ]
 
 
-def _newest(pair: Pair) -> int | None:
-    return max((key.token.generation for key in view(pair).keys), default=None)
+def openers_of(image: bytes, pair: Pair) -> dict[int, Opener]:
+    """How the credential of each keyslot of the winning copy is recognised."""
+    return {number: opener(slot, _reader(image)) for number, slot in pair.winner.metadata.keyslots.items()}
 
 
-def _generations(image: bytes, pair: Pair) -> dict[int, Opener]:
-    return {
-        key.token.generation: opener(key.keyslot, _reader(image)) for key in view(pair).keys if key.keyslot is not None
-    }
+def _generations(image: bytes, pair: Pair, name: str) -> dict[int, Opener]:
+    openers = openers_of(image, pair)
+    return {key.token.generation: openers[key.keyslot.id] for key in view(pair).named(name) if key.keyslot is not None}
+
+
+def _standing(pair: Pair, name: str) -> tuple[int, int]:
+    line = lineage(view(pair), name)
+    current, staged = line.current, line.staged
+    return (current.token.generation if current else 0, staged.token.generation if staged else 0)
 
 
 def _material(image: bytes, area: Extent) -> str:

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from luksrotd.luks2.areas import Extent
 from luksrotd.rotation.change import Change
 from luksrotd.rotation.edits import NEW, PBKDF_FOR_RANDOM_KEYS, UNLOCK, Edit
+from luksrotd.rotation.keys import EnrollRequest, RotateRequest
 from luksrotd.rotation.plan import ShadowResult, plan_commit
-from luksrotd.rotation.policy import EnrollRequest, RotateRequest
 from luksrotd.rotation.protocol import CommitPlan, Phase
 from tests.support import forge
 from tests.support.simengine import SimEngine, SimSession, make_volume

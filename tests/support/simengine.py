@@ -22,10 +22,11 @@ from luksrotd.luks2.header import BinaryHeader
 from luksrotd.luks2.layout import Which
 from luksrotd.luks2.pair import HeaderCopy, parse_pair
 from luksrotd.ports import SecretFd, SecretSource, Shadow
-from luksrotd.rotation.edits import UNLOCK, AddKeyslot, DestroyKeyslot, Edit, RemoveToken, SetToken
+from luksrotd.rotation.edits import UNLOCK, VOLUME_KEY, AddKeyslot, DestroyKeyslot, Edit, RemoveToken, SetToken
 from luksrotd.rotation.fingerprint import fingerprint
 
 UUID = "8a0a1d4e-6a0a-4a57-9d3c-3f9f2d1f0b11"
+VOLUME_KEY_CONTENT = b"the volume key"
 KEY_SIZE = 1  # byte: gives areas of 4096 bytes
 HDR_SIZE = layout.HEADER_SIZES[0]
 DATA_SIZE = 4096
@@ -140,6 +141,13 @@ class SimSession:
             raise WrongCredential("cannot unlock the volume: the credential opens no keyslot")
         self._unlocked = True
         return opened[0]
+
+    async def take_volume_key(self) -> None:
+        """Compare the secret named ``volume-key`` with the one of every simulated volume."""
+        self._engine.on_call("take_volume_key")
+        if self._secrets[VOLUME_KEY] != VOLUME_KEY_CONTENT:
+            raise WrongCredential("cannot unlock the volume: this is not its volume key")
+        self._unlocked = True
 
     async def apply(self, edits: Sequence[Edit]) -> None:
         """One header write per edit."""

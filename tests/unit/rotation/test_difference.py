@@ -8,14 +8,14 @@ import pytest
 from luksrotd.errors import ConsistencyError
 from luksrotd.luks2.layout import Which
 from luksrotd.luks2.pair import HeaderCopy
-from luksrotd.rotation import policy
+from luksrotd.rotation import keys
 from luksrotd.rotation.difference import check_difference
 from luksrotd.rotation.edits import AddKeyslot, DestroyKeyslot, Edit, Pbkdf, RemoveToken, SetToken
 from tests.support import forge
 from tests.support.planning import ENROLL, ROTATE, shadowed, volume
 
 BEFORE = forge.edited(volume(), lambda raw: raw["tokens"].update({"9": {"type": "x", "keyslots": ["0"], "more": [1]}}))
-CHANGE = policy.rotate(forge.view_of(BEFORE), ROTATE)
+CHANGE = keys.rotate(forge.view_of(BEFORE), ROTATE)
 RESULT = shadowed(BEFORE, CHANGE)
 AFTER = RESULT.committed + BEFORE[len(RESULT.committed) :]
 
@@ -219,7 +219,7 @@ def test_a_keyslot_that_was_not_there_cannot_have_been_destroyed():
 
 
 def test_enrolling_is_explained_as_well():
-    change = policy.enroll(forge.view_of(BEFORE), replace(ENROLL, name="spare"))
+    change = keys.enroll(forge.view_of(BEFORE), replace(ENROLL, name="spare"))
     result = shadowed(BEFORE, change)
     check(result.committed + BEFORE[len(result.committed) :], change.edits)
 

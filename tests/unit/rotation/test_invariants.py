@@ -7,7 +7,7 @@ import pytest
 
 from luksrotd.luks2.areas import Extent
 from luksrotd.luks2.layout import Which
-from luksrotd.rotation import policy
+from luksrotd.rotation import keys
 from luksrotd.rotation.invariants import (
     Expectation,
     Opener,
@@ -26,7 +26,7 @@ from tests.support.simengine import make_volume
 
 PLAIN = make_volume([KEEP, OLD])
 OURS = forge.edited(volume(), lambda raw: raw["tokens"].update({"9": {"type": "x", "keyslots": ["0"]}}))
-PLAN = planned(OURS, policy.rotate(forge.view_of(OURS), ROTATE))
+PLAN = planned(OURS, keys.rotate(forge.view_of(OURS), ROTATE))
 DONE = after(OURS, PLAN)
 OLD_AREA = forge.view_of(OURS).metadata.keyslots[1].area
 
@@ -42,7 +42,8 @@ def opener_of(image: bytes, keyslot: int) -> Opener:
 EXPECTED = Expectation(
     keep={"the administrator's passphrase": opener_of(OURS, 0)},
     keys={"backup": {1: opener_of(OURS, 1), 2: opener_of(DONE, 2)}},
-    foreign=foreign_parts(forge.pair_of(OURS).winner),
+    allowed={"backup": frozenset({(1, 0), (2, 0)})},
+    foreign=(foreign_parts(forge.pair_of(OURS).winner),),
 )
 
 
@@ -59,12 +60,12 @@ def test_a_rotation_keeps_them_at_every_instant():
 
 
 def test_an_enrolment_keeps_them_and_may_start_without_the_key():
-    made = planned(PLAIN, policy.enroll(forge.view_of(PLAIN), ENROLL))
+    made = planned(PLAIN, keys.enroll(forge.view_of(PLAIN), ENROLL))
     expected = Expectation(
         keep={"a": opener_of(PLAIN, 0), "b": opener_of(PLAIN, 1)},
         keys={"backup": {1: opener_of(after(PLAIN, made), 2)}},
-        foreign=foreign_parts(forge.pair_of(PLAIN).winner),
-        absent=frozenset({"backup"}),
+        allowed={"backup": frozenset({(0, 0), (1, 0)})},
+        foreign=(foreign_parts(forge.pair_of(PLAIN).winner),),
     )
     for _, image in instants(PLAIN, made):
         assert violations(image, expected) == set()

@@ -6,7 +6,7 @@ import pytest
 from luksrotd.errors import ConsistencyError
 from luksrotd.luks2.areas import Extent
 from luksrotd.luks2.layout import Which
-from luksrotd.rotation import policy, reconcile
+from luksrotd.rotation import keys, reconcile
 from luksrotd.rotation.change import Change
 from luksrotd.rotation.edits import AddKeyslot, DestroyKeyslot
 from luksrotd.rotation.fingerprint import fingerprint
@@ -18,7 +18,7 @@ from tests.support.simengine import HDR_SIZE, make_volume, opened_by
 
 OURS = volume()
 HEADERS = 2 * HDR_SIZE
-ROTATION = policy.rotate(forge.view_of(OURS), ROTATE)
+ROTATION = keys.rotate(forge.view_of(OURS), ROTATE)
 RESULT = shadowed(OURS, ROTATION)
 (BEHIND,) = RESULT.data
 OLD_AREA = Extent(36864, 4096)
@@ -85,7 +85,7 @@ def widened(raw):
 
 def test_an_enrolment_neither_wipes_nor_clears():
     plain = make_volume([KEEP, OLD])
-    made = planned(plain, policy.enroll(forge.view_of(plain), ENROLL))
+    made = planned(plain, keys.enroll(forge.view_of(plain), ENROLL))
     assert [step.phase for step in made.steps] == [Phase.NEW_AREA, Phase.HEADER_PRIMARY, Phase.HEADER_SECONDARY]
     assert made.committed == made.final
 

@@ -19,7 +19,7 @@ from luksrotd.errors import (
 from luksrotd.luks2 import layout
 from luksrotd.luks2.areas import Extent
 from luksrotd.luks2.layout import Which
-from luksrotd.rotation import policy
+from luksrotd.rotation import keys, policy
 from luksrotd.rotation.change import Change
 from luksrotd.rotation.edits import PBKDF_FOR_RANDOM_KEYS, AddKeyslot, DestroyKeyslot, SetToken
 from luksrotd.rotation.token import GENERATION_MAX
@@ -32,11 +32,11 @@ OURS = volume()
 
 
 def enroll(image: bytes, **request: object) -> Change:
-    return policy.enroll(forge.view_of(image), replace(ENROLL, **request))
+    return keys.enroll(forge.view_of(image), replace(ENROLL, **request))
 
 
 def rotate(image: bytes, **request: object) -> Change:
-    return policy.rotate(forge.view_of(image), replace(ROTATE, **request))
+    return keys.rotate(forge.view_of(image), replace(ROTATE, **request))
 
 
 def crowded(kind: str, members: dict[str, object], count: int) -> bytes:
