@@ -61,9 +61,15 @@ def finish(view: DeviceView, name: str, only_generation: int | None = None) -> C
     old = line.current
     if old is None:
         return retire(view, [], carrier=carrier)
-    if old.token.keyslots:
-        policy.complete(old, "finish the rotation of")
-    return retire(view, old.token.keyslots, [old.token.id], carrier=carrier)
+    if old.token.keyslots and not old.complete:
+        # What is not as we wrote it is not ours to destroy, and left alone it might still open by the old secret.
+        raise NeedsPerson(
+            f"cannot finish the rotation of key {name!r}: {old.oddity}; remove the old keyslot with "
+            "cryptsetup luksKillSlot, then finish"
+        )
+    change = retire(view, old.token.keyslots, [old.token.id], carrier=carrier)
+    policy.check_room(view, change.edits)
+    return change
 
 
 def abort(view: DeviceView, name: str, only_generation: int | None = None) -> Change:
@@ -77,7 +83,9 @@ def abort(view: DeviceView, name: str, only_generation: int | None = None) -> Ch
             "the key"
         )
     carrier = Carrier(current.token.id, view.metadata.tokens[current.token.id].raw)
-    return retire(view, staged.token.keyslots, [staged.token.id], carrier=carrier)
+    change = retire(view, staged.token.keyslots, [staged.token.id], carrier=carrier)
+    policy.check_room(view, change.edits)
+    return change
 
 
 def _staged(view: DeviceView, name: str, generation: int | None, verb: str) -> tuple[Lineage, ManagedKey]:
