@@ -67,9 +67,7 @@ def finish(view: DeviceView, name: str, only_generation: int | None = None) -> C
             f"cannot finish the rotation of key {name!r}: {old.oddity}; remove the old keyslot with "
             "cryptsetup luksKillSlot, then finish"
         )
-    change = retire(view, old.token.keyslots, [old.token.id], carrier=carrier)
-    policy.check_room(view, change.edits)
-    return change
+    return retire(view, old.token.keyslots, [old.token.id], carrier=carrier)
 
 
 def abort(view: DeviceView, name: str, only_generation: int | None = None) -> Change:
@@ -83,9 +81,7 @@ def abort(view: DeviceView, name: str, only_generation: int | None = None) -> Ch
             "the key"
         )
     carrier = Carrier(current.token.id, view.metadata.tokens[current.token.id].raw)
-    change = retire(view, staged.token.keyslots, [staged.token.id], carrier=carrier)
-    policy.check_room(view, change.edits)
-    return change
+    return retire(view, staged.token.keyslots, [staged.token.id], carrier=carrier)
 
 
 def _staged(view: DeviceView, name: str, generation: int | None, verb: str) -> tuple[Lineage, ManagedKey]:
