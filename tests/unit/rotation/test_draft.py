@@ -296,6 +296,9 @@ def test_a_token_of_ours_that_we_cannot_read_stays():
     made.remove_token(0)
     with pytest.raises(NeedsPerson, match="cannot remove token 0: it is luksrotd's own"):
         made.change()
+    beside = draft(with_tokens(forge.with_token(PLAIN, None, version=9), t4={}))
+    beside.remove_token(4)
+    assert beside.change().edits == (RemoveToken(4),)
 
 
 def test_a_wipe_record_stays_until_its_ranges_are_wiped():
