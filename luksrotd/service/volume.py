@@ -16,6 +16,7 @@ from luksrotd.rotation.edits import NEW, UNLOCK, Pbkdf, SetToken
 from luksrotd.rotation.keys import EnrollRequest, RotateRequest
 from luksrotd.rotation.reconcile import Action, Finding
 from luksrotd.rotation.staging import StageRequest
+from luksrotd.rotation.token import Group
 from luksrotd.rotation.view import DeviceView
 from luksrotd.service.progress import Progress, ignore
 from luksrotd.service.transaction import Decide, Deliver, Transactor, nothing_to_deliver
@@ -28,7 +29,7 @@ class Hold:
     """How a staged key waits: after which time it is reported as forgotten, and the set of volumes it belongs to."""
 
     expires_after: timedelta | None = timedelta(days=30)
-    group: str | None = None
+    group: Group | None = None
 
 
 DEFAULT_HOLD: Final = Hold()
@@ -156,11 +157,12 @@ class Volumes:
         *,
         name: str = DEFAULT_KEY_NAME,
         generation: int | None = None,
+        group: str | None = None,
         progress: Progress = ignore,
     ) -> KeyChange:
         """The staged generation becomes the only one; needs no secret."""
         run = Run("staged key finished", {}, progress)
-        return await self._change(ref, name, lambda seen: staging.finish(seen, name, generation), run)
+        return await self._change(ref, name, lambda seen: staging.finish(seen, name, generation, group), run)
 
     async def abort(
         self,
@@ -168,11 +170,12 @@ class Volumes:
         *,
         name: str = DEFAULT_KEY_NAME,
         generation: int | None = None,
+        group: str | None = None,
         progress: Progress = ignore,
     ) -> KeyChange:
         """The staged generation goes; needs no secret."""
         run = Run("staged key aborted", {}, progress)
-        return await self._change(ref, name, lambda seen: staging.abort(seen, name, generation), run)
+        return await self._change(ref, name, lambda seen: staging.abort(seen, name, generation, group), run)
 
     async def remove(
         self, ref: DeviceRef, secrets: Sources, *, name: str = DEFAULT_KEY_NAME, progress: Progress = ignore
