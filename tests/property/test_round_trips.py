@@ -96,7 +96,8 @@ ours = st.builds(
     fingerprint=st.none() | texts.filter(bool),
     expires_at=st.just("") | moments,
     retires=st.none() | numbers,
-    group=st.none() | texts.filter(bool),
+    group=st.none()
+    | st.builds(tokens.Group, st.from_regex(tokens.NAME, fullmatch=True), st.integers(1, tokens.GROUP_MAX)),
     adopted=st.none() | objects,
     extra=objects.map(lambda extra: {f"x-{member}": value for member, value in extra.items()}),
 )

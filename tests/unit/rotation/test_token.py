@@ -38,7 +38,7 @@ FULL = BackupToken(
     fingerprint="sha256:" + "0" * 64,
     expires_at="2026-04-03T05:06:07Z",
     retires=(0, 31),
-    group="rack-4",
+    group=tokens.Group("rack-4", 3),
     adopted={"type": "systemd-recovery", "keyslots": ["3"]},
     extra={"x-unknown": 1},
 )
