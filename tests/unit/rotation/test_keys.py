@@ -95,7 +95,7 @@ def test_a_key_with_a_staged_successor_is_not_rotated():
 
 def test_nothing_of_a_staged_or_stepwise_past_is_carried_on():
     image = forge.with_token(
-        PLAIN, 1, expires_at="2026-01-02T03:04:05Z", group="g", retires=["9"], adopted={"type": "x"}
+        PLAIN, 1, expires_at="2026-01-02T03:04:05Z", group={"id": "g", "size": 1}, retires=["9"], adopted={"type": "x"}
     )
     (clear,) = keys.rotate(forge.view_of(image), replace(ROTATE, data=None)).closing
     assert isinstance(clear, SetToken)

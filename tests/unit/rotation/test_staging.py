@@ -21,7 +21,7 @@ from luksrotd.rotation import staging
 from luksrotd.rotation.change import Change
 from luksrotd.rotation.edits import AddKeyslot, DestroyKeyslot, RemoveToken, SetToken
 from luksrotd.rotation.staging import StageRequest
-from luksrotd.rotation.token import GENERATION_MAX
+from luksrotd.rotation.token import GENERATION_MAX, GROUP_MAX, Group
 from tests.support import forge
 from tests.support.planning import FRESH, KEEP, NOW, OLD, ROTATE, planned, staged_volume, volume
 from tests.support.simengine import make_volume
@@ -29,7 +29,7 @@ from tests.support.simengine import make_volume
 OURS = volume()
 STAGED = staged_volume()
 THREE = make_volume([KEEP, OLD, FRESH])
-STAGE = StageRequest(ROTATE, NOW + timedelta(days=30), "rack-4")
+STAGE = StageRequest(ROTATE, NOW + timedelta(days=30), Group("rack-4", 3))
 
 
 def stage(image: bytes, **rotation: object) -> Change:
@@ -73,7 +73,7 @@ def test_the_new_pair_is_born_beside_the_old_one():
         "rotated_at": "2026-03-04T05:06:07Z",
         "data": {"ref": "vault/2"},
         "expires_at": "2026-04-03T05:06:07Z",
-        "group": "rack-4",
+        "group": {"id": "rack-4", "size": 3},
     }
     assert (change.closing, change.destroyed, change.survivors) == ((), (), None)
 
@@ -122,6 +122,12 @@ def test_stage_refuses_another_generation_and_data_that_do_not_fit():
         stage(OURS, only_generation=4)
     with pytest.raises(MetadataFull):
         stage(OURS, data={"x": "y" * 11_000})
+
+
+@pytest.mark.parametrize("group", [Group("a b", 3), Group("rack-4", 0), Group("rack-4", GROUP_MAX + 1)])
+def test_sets_that_cannot_be(group):
+    with pytest.raises(InvalidRequest, match="set"):
+        staging.stage(forge.view_of(OURS), replace(STAGE, group=group))
 
 
 # ---- finish
@@ -180,6 +186,17 @@ def test_a_staged_key_is_named_by_its_generation():
         assert verb(STAGED, 2)
         with pytest.raises(InvalidRequest, match="generation 3 of key 'backup': generation 2 is staged"):
             verb(STAGED, 3)
+
+
+@pytest.mark.parametrize("verb", [staging.finish, staging.abort])
+def test_a_key_that_was_staged_on_a_set_goes_with_the_set(verb):
+    of_a_set = forge.view_of(changed(STAGED, 1, group={"id": "rack-4", "size": 3}))
+    assert verb(of_a_set, "backup", group="rack-4")
+    for group in (None, "rack-5"):
+        with pytest.raises(NeedsPerson, match="was staged on set rack-4 of 3 volumes"):
+            verb(of_a_set, "backup", group=group)
+    with pytest.raises(InvalidRequest, match="was not staged on a set"):
+        verb(forge.view_of(STAGED), "backup", group="rack-4")
 
 
 # ---- abort
