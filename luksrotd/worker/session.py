@@ -103,10 +103,10 @@ class Session:
 
     def _edit(self, context: Context, edit: Edit) -> None:
         match edit:
-            case AddKeyslot(keyslot, secret, pbkdf):
+            case AddKeyslot(keyslot, secret, pbkdf, token):
                 if self._key is None:
                     raise InvalidRequest(f"cannot add keyslot {keyslot}: the volume key is not unlocked")
-                context.add_keyslot(keyslot, self._key, self._secret(secret), pbkdf)
+                context.add_keyslot(keyslot, self._key, self._secret(secret), pbkdf, token)
             case SetToken(token, body, fingerprint_of):
                 context.set_token(token, {**body, **_seen(context, token, fingerprint_of)})
             case RemoveToken(token):
