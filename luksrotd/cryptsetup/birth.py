@@ -53,9 +53,7 @@ def add_with_token(cd: Any, keyslot: int, token: int, key: SafeMemory, passphras
         if result == 0:
             result = lib.crypt_keyslot_context_init_by_token(cd, token, ffi.NULL, ffi.NULL, 0, ffi.NULL, added)
         if result == 0:
-            result = lib.crypt_keyslot_add_by_keyslot_context(
-                cd, lib.CRYPT_ANY_SLOT, existing[0], keyslot, added[0], 0
-            )
+            result = lib.crypt_keyslot_add_by_keyslot_context(cd, lib.CRYPT_ANY_SLOT, existing[0], keyslot, added[0], 0)
         return int(result)
     finally:
         _passphrase.clear()

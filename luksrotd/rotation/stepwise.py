@@ -10,10 +10,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from luksrotd.errors import Outcome
+from luksrotd.errors import ConsistencyError, Outcome
+from luksrotd.luks2.pair import Pair
 from luksrotd.rotation import keys, policy, staging
 from luksrotd.rotation import token as tokens
 from luksrotd.rotation.change import Change
+from luksrotd.rotation.difference import check_difference
 from luksrotd.rotation.edits import AddKeyslot, DestroyKeyslot, Edit, Pbkdf, RemoveToken, SetToken
 from luksrotd.rotation.keys import EnrollRequest, RotateRequest
 from luksrotd.rotation.lineage import lineages
@@ -75,9 +77,9 @@ def stage(view: DeviceView, request: StageRequest) -> Steps:
     return _checked(view, Steps(_birth(added, written), written.body["generation"], added.keyslot, decisive=1))
 
 
-def finish(view: DeviceView, name: str, only_generation: int | None = None) -> Steps:
+def finish(view: DeviceView, name: str, only_generation: int | None = None, group: str | None = None) -> Steps:
     """The staged generation becomes the active one and the old one goes; raises a refusal."""
-    staging.finish(view, name, only_generation)
+    staging.finish(view, name, only_generation, group)
     line = policy.known(view, name)
     staged, old = line.staged, line.current
     assert staged is not None  # noqa: S101 - else it would have been refused
@@ -90,9 +92,9 @@ def finish(view: DeviceView, name: str, only_generation: int | None = None) -> S
     return _checked(view, Steps((first, *_gone(old), settled), generation, keyslot))
 
 
-def abort(view: DeviceView, name: str, only_generation: int | None = None) -> Steps:
+def abort(view: DeviceView, name: str, only_generation: int | None = None, group: str | None = None) -> Steps:
     """The staged generation goes; raises a refusal."""
-    staging.abort(view, name, only_generation)
+    staging.abort(view, name, only_generation, group)
     line = policy.known(view, name)
     staged, current = line.staged, line.current
     assert staged is not None  # noqa: S101 - else it would have been refused
@@ -137,6 +139,26 @@ def withdraw(view: DeviceView, token: int) -> Steps:
     """What takes a pair away again that was born a moment ago and turned out not to open; the old one stays."""
     key = next(key for key in view.keys if key.token.id == token)
     return Steps((_marked(view, key), *_gone(key)))
+
+
+def made(before: Pair, after: Pair, edit: Edit) -> bool:
+    """Whether the step was taken; raises ``ConsistencyError`` unless the two headers show that it was, or was not."""
+    if after.raw == before.raw:
+        return False
+    if not after.agree:
+        raise ConsistencyError("cannot explain the header: its two copies differ")
+    for old, new in zip(before.valid, after.valid, strict=True):
+        check_difference(old, new, (edit,))
+    return True
+
+
+def reached(view: DeviceView, steps: Steps) -> bool:
+    """Whether the volume is as the last step leaves it."""
+    last = steps.edits[-1]
+    token = view.metadata.tokens.get(last.token) if isinstance(last, SetToken | RemoveToken) else None
+    if not isinstance(last, SetToken):
+        return token is None
+    return token is not None and {**token.raw, "fingerprint": ""} == {**last.body, "fingerprint": ""}
 
 
 def _pair(change: Change) -> tuple[AddKeyslot, SetToken]:
