@@ -110,7 +110,8 @@ def to_wire(edit: Edit) -> dict[str, Any]:
     match edit:
         case AddKeyslot(keyslot, secret, pbkdf, token):
             cost = {name: getattr(pbkdf, name) for name in ("type", "hash", "iterations", "memory_kib", "parallel")}
-            return {"edit": "add-keyslot", "keyslot": keyslot, "secret": secret, "pbkdf": cost, "token": token}
+            wire = {"edit": "add-keyslot", "keyslot": keyslot, "secret": secret, "pbkdf": cost}
+            return wire if token is None else {**wire, "token": token}
         case SetToken(token, body, fingerprint_of):
             return {"edit": "set-token", "token": token, "body": dict(body), "fingerprint_of": fingerprint_of}
         case RemoveToken(token):
@@ -132,9 +133,8 @@ def from_wire(wire: Mapping[str, Any]) -> Edit:
 def _from_wire(kind: str, wire: Mapping[str, Any]) -> Edit:
     match kind:
         case "add-keyslot":
-            token = wire["token"]
-            pbkdf = Pbkdf(**wire["pbkdf"])
-            return AddKeyslot(int(wire["keyslot"]), str(wire["secret"]), pbkdf, None if token is None else int(token))
+            token = None if "token" not in wire else int(wire["token"])
+            return AddKeyslot(int(wire["keyslot"]), str(wire["secret"]), Pbkdf(**wire["pbkdf"]), token)
         case "set-token":
             return SetToken(int(wire["token"]), dict(wire["body"]), wire["fingerprint_of"])
         case "remove-token":
