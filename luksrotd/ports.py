@@ -177,6 +177,19 @@ class KeyslotEngine(Protocol):
         """Start a worker; entering reads or generates every secret (``SecretRejected``); leaving kills the worker."""
 
 
+class LiveEngine(Protocol):
+    """Runs libcryptsetup on the device itself, each edit a header write there; for the stepwise engine."""
+
+    def session(
+        self, device: HeaderDevice, secrets: Mapping[str, SecretSource]
+    ) -> AbstractAsyncContextManager[EngineSession]:
+        """Start a worker on the device, as ``KeyslotEngine.session`` does on a shadow.
+
+        The caller must not hold the metadata lock at any call of the session: libcryptsetup takes it.  An edit that
+        raised may have been made all the same, and one that did not may not be durable: read the device.
+        """
+
+
 class SignatureProbe(Protocol):
     """Looks for signatures that libcryptsetup's recovery would stumble over."""
 

@@ -66,6 +66,11 @@ def _add_keyslot(raw: Json, edit: AddKeyslot, before: Metadata, after: Metadata)
         _reject(f"the digest of keyslot {edit.keyslot}")
     raw["keyslots"][str(edit.keyslot)] = copy.deepcopy(dict(added.raw))
     raw["digests"][str(holders[0].id)]["keyslots"].append(str(edit.keyslot))
+    if edit.token is not None:
+        token = raw["tokens"].get(str(edit.token))
+        if token is None:
+            _reject(f"keyslot {edit.keyslot}, born with a token that is not there")
+        token["keyslots"] = [*token["keyslots"], str(edit.keyslot)]
 
 
 def _check_added(added: Keyslot, edit: AddKeyslot, before: Metadata) -> None:

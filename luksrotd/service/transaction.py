@@ -208,7 +208,7 @@ class Transactor:
         _fill(shadow, snapshot)
         await _load_same(session, snapshot)
         if change.needs_unlock:
-            await _unlock(session, change, volume_key=volume_key)
+            await unlock(session, change, volume_key=volume_key)
         await session.apply(change.edits)
         progress(Stage.VERIFYING)
         for added in change.added:
@@ -308,7 +308,7 @@ def _fill(shadow: Shadow, snapshot: Snapshot) -> None:
         shadow.write(area.offset, content)
 
 
-async def _unlock(session: EngineSession, change: Change, *, volume_key: bool) -> None:
+async def unlock(session: EngineSession, change: Change, *, volume_key: bool) -> None:
     """Get the volume key; if keyslots go, by a credential that opens one of those that stay."""
     if volume_key and change.survivors is None:
         return await session.take_volume_key()
