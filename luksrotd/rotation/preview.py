@@ -41,7 +41,11 @@ def restored(before: DeviceView | None, change: Change, start: Start) -> tuple[D
     """What a change that starts from another header makes of the volume; ``before`` is None if that has none."""
     after = view_of(start.pair)
     there = () if before is None else before.pair.referenced
-    missing = {area.offset: Difference("area", str(area.offset), "rewrite", {}, {"size": area.size}) for area in start.areas if area not in there}
+    missing = {
+        area.offset: Difference("area", str(area.offset), "rewrite", {}, {"size": area.size})
+        for area in start.areas
+        if area not in there
+    }
     base = after if before is None else before
     wiped = {area.offset: _wiped(area) for area in (*change.retired(base.metadata), *change.wipe)}
     return (

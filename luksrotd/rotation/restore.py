@@ -26,7 +26,7 @@ from luksrotd.errors import (
 )
 from luksrotd.luks2 import header, layout
 from luksrotd.luks2 import metadata as json
-from luksrotd.luks2.areas import Extent, merge, overlapping, subtract
+from luksrotd.luks2.areas import Extent, merge, overlapping, subtract, whole_blocks
 from luksrotd.luks2.layout import Which
 from luksrotd.luks2.metadata import Keyslot
 from luksrotd.luks2.pair import HeaderCopy, Pair, parse_pair
@@ -220,7 +220,7 @@ def _once_pending(backup: Backup, taken: Iterable[Extent]) -> tuple[Extent, ...]
     """What waited to be wiped when the backup was made, and is not in use: it may hold a retired key still."""
     space = backup.view.metadata.keyslots_area
     size = layout.AREA_ALIGNMENT
-    blocks = [Extent(area.offset // size * size, -(-area.end // size) * size - area.offset // size * size) for area in taken]
+    blocks = [whole_blocks(area, size) for area in taken]
     usable = [
         extent
         for extent in backup.view.pending
@@ -241,7 +241,11 @@ def _with_record(
     ranges = merge((*retired, *wipe))
     seen = view(start.pair)
     record, clear = _record(seen, ranges)
-    change = Change((record,), (clear,), wipe, survivors, start) if ranges else Change((record, clear), (), (), survivors, start)
+    change = (
+        Change((record,), (clear,), wipe, survivors, start)
+        if ranges
+        else Change((record, clear), (), (), survivors, start)
+    )
     policy.check_room(seen, change.edits)
     return change
 
