@@ -20,6 +20,7 @@ from luksrotd.host.backupfile import BackupFiles
 from luksrotd.host.blockdev import BlockDevices
 from luksrotd.host.clock import SystemClock
 from luksrotd.host.entropy import KernelEntropy
+from luksrotd.host.inventory import FileInventories
 from luksrotd.host.journal import JOURNAL_SOCKET, SystemdJournal
 from luksrotd.host.locks import HostLocks
 from luksrotd.host.probe import WipefsProbe
@@ -57,6 +58,7 @@ def build_host(
         entropy=KernelEntropy(),
         clock=SystemClock(),
         journal=journal or SystemdJournal(),
+        inventories=FileInventories(),
     )
 
 
