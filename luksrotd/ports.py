@@ -197,6 +197,20 @@ class SignatureProbe(Protocol):
         """Types of the signatures on the device other than crypto_LUKS (wipefs(8) ``--no-act``)."""
 
 
+class HeaderFiles(Protocol):
+    """Header backups in files.  All calls block, and raise ``DeviceError`` where the file system fails."""
+
+    def create(self, path: str, content: bytes, headers: int) -> None:
+        """Write the new file ``path``, readable by its owner alone, and make it durable; never over another one.
+
+        The first ``headers`` bytes come last, behind a flush: a header never stands before keyslots that are not
+        there.  What was begun is removed if it fails.  Raises ``InvalidRequest`` if there is something of that name.
+        """
+
+    def read(self, path: str, limit: int) -> bytes:
+        """The content of a regular file, ``limit`` bytes of it at most; raises ``UnknownDevice`` if there is none."""
+
+
 class Entropy(Protocol):
     """Random bytes to overwrite retired areas with."""
 
