@@ -101,8 +101,8 @@ def _check_group(staged: ManagedKey, group: str | None, verb: str) -> None:
     found, name = staged.token.group, staged.token.name
     if found is not None and found.id != group:
         raise NeedsPerson(
-            f"cannot {verb} the rotation of key {name!r}: it was staged on set {found.id} of {found.size} volumes; name "
-            "all of them"
+            f"cannot {verb} the rotation of key {name!r}: it was staged on set {found.id} of {found.size} volumes; "
+            "name all of them"
         )
     if found is None and group is not None:
         raise InvalidRequest(f"cannot {verb} the rotation of key {name!r}: it was not staged on a set of volumes")
