@@ -62,9 +62,15 @@ def finish(view: DeviceView, name: str, only_generation: int | None = None, grou
     old = line.current
     if old is None:
         return retire(view, [], carrier=carrier)
-    if old.token.keyslots:
-        policy.complete(old, "finish the rotation of")
-    return retire(view, old.token.keyslots, [old.token.id], carrier=carrier)
+    if old.token.keyslots and not old.complete:
+        # What is not as we wrote it is not ours to destroy, and left alone it might still open by the old secret.
+        raise NeedsPerson(
+            f"cannot finish the rotation of key {name!r}: {old.oddity}; remove the old keyslot with "
+            "cryptsetup luksKillSlot, then finish"
+        )
+    change = retire(view, old.token.keyslots, [old.token.id], carrier=carrier)
+    policy.check_room(view, change.edits)
+    return change
 
 
 def abort(view: DeviceView, name: str, only_generation: int | None = None, group: str | None = None) -> Change:
@@ -78,7 +84,9 @@ def abort(view: DeviceView, name: str, only_generation: int | None = None, group
             "the key"
         )
     carrier = Carrier(current.token.id, view.metadata.tokens[current.token.id].raw)
-    return retire(view, staged.token.keyslots, [staged.token.id], carrier=carrier)
+    change = retire(view, staged.token.keyslots, [staged.token.id], carrier=carrier)
+    policy.check_room(view, change.edits)
+    return change
 
 
 def _staged(

@@ -18,7 +18,9 @@ from luksrotd.rotation.reconcile import Action, Finding
 from luksrotd.rotation.staging import StageRequest
 from luksrotd.rotation.token import Group
 from luksrotd.rotation.view import DeviceView
+from luksrotd.service import scrub
 from luksrotd.service.progress import Progress, ignore
+from luksrotd.service.scrub import Scrubbed
 from luksrotd.service.transaction import Decide, Deliver, Transactor, nothing_to_deliver
 
 Sources = Mapping[str, SecretSource]
@@ -246,6 +248,12 @@ class Volumes:
             codes = ",".join(finding.code for finding in result.repaired)
             self._host.journal.record("volume reconciled", uuid=seen.uuid, repaired=codes, seqid=seen.seqid)
         return result
+
+    async def scrub(self, ref: DeviceRef, *, progress: Progress = ignore) -> Scrubbed:
+        """Overwrite all keyslot space that no header copy references; the header stays as it is."""
+        done = await scrub.run(self._transactor, ref, progress)
+        self._host.journal.record("keyslot space scrubbed", uuid=done.uuid, bytes=done.bytes)
+        return done
 
     def _now(self) -> datetime:
         return self._host.clock.now()
