@@ -105,7 +105,7 @@ def status(views: Sequence[DeviceView], name: str, group: str | None = None) -> 
     of them were finished.
     """
     lines = [lineage(view, name) for view in views]
-    wanted = _the_group(lines) if group is None else group
+    wanted = group or under_way(views, name) or _through(lines)
     members = tuple(_member(view, line, wanted) for view, line in zip(views, lines, strict=True))
     groups = {member.group for member in members if member.group is not None}
     odd = [f"{member.uuid}: {member.why}" for member in members if member.why]
@@ -118,6 +118,12 @@ def status(views: Sequence[DeviceView], name: str, group: str | None = None) -> 
     if state is SetState.MIXED and not odd:
         odd.append("some volumes are finished, and on others nothing is staged")
     return SetStatus(name, found, state, members, "; ".join(odd))
+
+
+def under_way(views: Iterable[DeviceView], name: str) -> str | None:
+    """The id of the one set for which a new generation of the key is staged; ``None`` for no set, or several."""
+    staged = {_group_id(line.staged) for line in (lineage(view, name) for view in views) if line.staged}
+    return staged.pop() if len(staged) == 1 else None
 
 
 def check(found: SetStatus, step: Step) -> None:
@@ -138,13 +144,11 @@ def check(found: SetStatus, step: Step) -> None:
             raise NeedsPerson(f"{what}: {found.why}")
 
 
-def _the_group(lines: Iterable[Lineage]) -> str | None:
-    """The one set that is under way; if none is, the one that is through."""
-    staged = {_group_id(line.staged) for line in lines if line.staged is not None}
-    if staged:
-        return staged.pop() if len(staged) == 1 else None
+def _through(lines: Iterable[Lineage]) -> str | None:
+    """The id of the one set that all were finished for, if nothing is staged on any."""
+    lines = tuple(lines)
     finished = {_group_id(line.current) for line in lines}
-    return finished.pop() if len(finished) == 1 else None
+    return finished.pop() if len(finished) == 1 and not any(line.staged for line in lines) else None
 
 
 def _group_id(key: ManagedKey | None) -> str | None:
