@@ -98,7 +98,9 @@ def _exchange(draft: Draft) -> None:
     """Two keyslots come with a token each, one goes with its token, a note is rewritten: one commit."""
     for secret in ("new", "third"):
         keyslot = draft.add_keyslot(secret, CHEAP)
-        draft.set_token({"type": "acme", "keyslots": [str(keyslot)], "ref": {"new": "vault/2", "third": "vault/3"}[secret]})
+        draft.set_token(
+            {"type": "acme", "keyslots": [str(keyslot)], "ref": {"new": "vault/2", "third": "vault/3"}[secret]}
+        )
     draft.destroy_keyslot(1)
     draft.remove_token(1)
     draft.set_token({"type": "acme-note", "keyslots": ["0"], "text": "after"}, 2)

@@ -38,7 +38,7 @@ def material(secret: bytes, salt: str, size: int = layout.AREA_ALIGNMENT) -> byt
     return hashlib.shake_256(secret + b"\0" + salt.encode()).digest(size)
 
 
-def make_volume(  # noqa: PLR0913 - all but the secrets are keywords
+def make_volume(
     secrets: Sequence[bytes],
     *,
     areas: int = 8,
@@ -179,7 +179,7 @@ class SimSession:
 
     def _edit(self, raw: dict[str, Any], edit: Edit, copy: HeaderCopy) -> None:
         match edit:
-            case AddKeyslot(keyslot, secret, pbkdf):
+            case AddKeyslot(keyslot, secret, pbkdf, token):
                 assert self._unlocked
                 key_size = _key_size(copy)
                 area = _first_fit(copy, layout.keyslot_area_size(key_size))
@@ -187,6 +187,8 @@ class SimSession:
                 kdf = {"type": pbkdf.type, "hash": pbkdf.hash or "sha256", "iterations": pbkdf.iterations or 1000}
                 raw["keyslots"][str(keyslot)] = _keyslot(area, salt, kdf, key_size)
                 raw["digests"]["0"]["keyslots"].append(str(keyslot))
+                if token is not None:
+                    raw["tokens"][str(token)]["keyslots"].append(str(keyslot))
                 self._shadow.write(area.offset, material(self._secrets[secret], salt, area.size))
             case SetToken(token, body, fingerprint_of):
                 raw["tokens"][str(token)] = dict(body)
@@ -225,11 +227,7 @@ class SimSession:
 
 
 def _openers(copy: HeaderCopy, read: Any, secret: bytes) -> list[int]:
-    return [
-        slot.id
-        for slot in copy.metadata.keyslots.values()
-        if _opens(read, slot, secret)
-    ]
+    return [slot.id for slot in copy.metadata.keyslots.values() if _opens(read, slot, secret)]
 
 
 def _opens(read: Any, slot: Keyslot, secret: bytes) -> bool:

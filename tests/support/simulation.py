@@ -14,11 +14,12 @@ from luksrotd.ports import DeviceRef, Host, SecretFd, SecretSource
 from luksrotd.rotation.draft import Draft
 from luksrotd.rotation.edits import VOLUME_KEY, Pbkdf
 from luksrotd.service.draft import begin
+from luksrotd.service.reconciling import Reconciled
 from luksrotd.service.transaction import Committed
-from luksrotd.service.volume import KeyChange, Reconciled, Volumes
+from luksrotd.service.volume import KeyChange, Volumes
 from tests.support.simdisk import SimDevices, SimDisk
 from tests.support.simengine import VOLUME_KEY_CONTENT, SimEngine
-from tests.support.simhost import SimClock, SimEntropy, SimJournal, SimProbe
+from tests.support.simhost import SimClock, SimEntropy, SimInventories, SimJournal, SimProbe
 from tests.support.simlocks import SimLocks
 from tests.support.simshadow import SimShadows
 
@@ -39,8 +40,18 @@ class Simulation:
         self.probe = SimProbe()
         self.shadows = SimShadows()
         self.devices = SimDevices(self.disk)
+        self.clock = SimClock()
+        self.inventories = SimInventories()
         self.host = Host(
-            self.devices, self.locks, self.shadows, self.engine, self.probe, SimEntropy(seed), SimClock(), self.journal
+            self.devices,
+            self.locks,
+            self.shadows,
+            self.engine,
+            self.probe,
+            SimEntropy(seed),
+            self.clock,
+            self.journal,
+            self.inventories,
         )
         self.volumes = Volumes(self.host)
         self.ref = DeviceRef("/dev/sim0")
@@ -110,9 +121,9 @@ class Simulation:
         with secrets(**named) as sources:
             return run(work(sources))
 
-    def reconcile(self, *, dry_run: bool = False) -> Reconciled:
+    def reconcile(self, *, dry_run: bool = False, retire_expired: bool = False) -> Reconciled:
         """Reconcile the volume."""
-        return run(self.volumes.reconcile(self.ref, dry_run=dry_run))
+        return run(self.volumes.reconcile(self.ref, dry_run=dry_run, retire_expired=retire_expired))
 
 
 @functools.cache
