@@ -19,6 +19,7 @@ from luksrotd.errors import (
 from luksrotd.host.blockdev import BlockDevices
 from luksrotd.host.clock import SystemClock
 from luksrotd.host.entropy import KernelEntropy
+from luksrotd.host.inventory import FileInventories
 from luksrotd.host.journal import JOURNAL_SOCKET, SystemdJournal
 from luksrotd.host.locks import HostLocks
 from luksrotd.host.probe import WipefsProbe
@@ -55,6 +56,7 @@ def build_host(
         entropy=KernelEntropy(),
         clock=SystemClock(),
         journal=journal or SystemdJournal(),
+        inventories=FileInventories(),
     )
 
 

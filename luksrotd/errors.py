@@ -207,6 +207,12 @@ class LockError(LuksrotdError):
     code = "LockFailed"
 
 
+class StateError(LuksrotdError):
+    """What luksrotd keeps of a volume outside of it, its inventory, cannot be read or written."""
+
+    code = "StateFailed"
+
+
 class EngineError(LuksrotdError):
     """libcryptsetup, or the worker process that runs it, failed on the shadow."""
 

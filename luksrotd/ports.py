@@ -7,13 +7,14 @@ suite in ``tests/contract/`` that runs on both.
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
 from luksrotd.luks2.areas import Extent
 from luksrotd.rotation.edits import Edit
+from luksrotd.rotation.inventory import Inventory
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +197,26 @@ class Clock(Protocol):
         """The current time, in UTC."""
 
 
+class Inventories(Protocol):
+    """The last inventory of each volume, by LUKS UUID.  All calls block, and raise ``StateError``."""
+
+    def load(self, uuid: str) -> Inventory | None:
+        """The one that was saved last; ``None`` if there is none.  Raises for one that cannot be read, too."""
+
+    def save(self, uuid: str, inventory: Inventory) -> None:
+        """Keep it: after a power cut there is this one or the one before."""
+
+
+class NoInventories:
+    """Keeps nothing, so that nothing is ever a suspect."""
+
+    def load(self, uuid: str) -> Inventory | None:
+        """None."""
+
+    def save(self, uuid: str, inventory: Inventory) -> None:
+        """Forget it."""
+
+
 class Journal(Protocol):
     """Structured log."""
 
@@ -215,6 +236,7 @@ class Host:
     entropy: Entropy
     clock: Clock
     journal: Journal
+    inventories: Inventories = field(default_factory=NoInventories)
 
 
 class WatchEvent(StrEnum):

@@ -16,7 +16,9 @@ from luksrotd.ports import DeviceRef, EngineSession, HeaderDevice, Host, SecretS
 from luksrotd.rotation import policy, reconcile
 from luksrotd.rotation.change import Change
 from luksrotd.rotation.edits import UNLOCK, VOLUME_KEY
+from luksrotd.rotation.leftovers import Rules
 from luksrotd.rotation.plan import ShadowResult, plan_commit, plan_heal
+from luksrotd.rotation.preview import Difference, preview
 from luksrotd.rotation.protocol import CommitPlan, Phase
 from luksrotd.rotation.view import DeviceView
 from luksrotd.service import commit
@@ -40,6 +42,14 @@ class Committed:
     change: Change
     seqid_before: int
     seqid_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mended:
+    """A volume after its repairs, and what they have changed."""
+
+    view: DeviceView
+    differences: tuple[Difference, ...]
 
 
 async def nothing_to_deliver() -> None:
@@ -112,24 +122,26 @@ class Transactor:
                 _fill(shadow, snapshot)
                 return await session.opens(keyslot(snapshot.view), UNLOCK)
 
-    async def mend(self, ref: DeviceRef, device: HeaderDevice, *, orphans: bool) -> DeviceView:
-        """Make every repair that ``reconcile`` knows, one commit each, with the job lock held; the volume afterwards.
+    async def mend(self, ref: DeviceRef, device: HeaderDevice, rules: Rules) -> Mended:
+        """Make every repair that ``reconcile`` knows, one commit each, with the job lock held.
 
         Needs no secret.  Once the first commit has begun, it cannot be cancelled any more.
         """
 
-        async def work(point: PointOfNoReturn) -> DeviceView:
+        async def work(point: PointOfNoReturn) -> Mended:
             target = _Target(ref, device, point, ignore)
+            done: tuple[Difference, ...] = ()
             for _ in range(self._attempts):
                 snapshot = await self._snapshot(ref, device, no_areas)
                 try:
                     if reconcile.needs_heal(snapshot.view):
-                        plan = await self._plan_heal(snapshot)
-                    elif change := reconcile.repair(snapshot.view, orphans=orphans):
-                        plan = await self._plan_repair(snapshot, change)
+                        plan, step = await self._plan_heal(snapshot), reconcile.heal_difference(snapshot.view)
+                    elif change := reconcile.repair(snapshot.view, rules):
+                        plan, step = await self._plan_repair(snapshot, change), preview(snapshot.view, change)
                     else:
-                        return snapshot.view
+                        return Mended(snapshot.view, done)
                     await self._commit(target, plan)
+                    done += step
                 except Conflict:
                     continue
             raise Conflict("cannot reconcile: other tools keep changing the header")
@@ -140,8 +152,8 @@ class Transactor:
         """Heal and wipe what a crash left, before anything new is begun."""
         seen = (await self._snapshot(ref, device, no_areas)).view
         policy.check_requirements(seen)
-        if reconcile.needs_heal(seen) or reconcile.repair(seen, orphans=False):
-            await self.mend(ref, device, orphans=False)
+        if reconcile.needs_heal(seen) or reconcile.repair(seen, reconcile.CRASHES_ONLY):
+            await self.mend(ref, device, reconcile.CRASHES_ONLY)
             heed_cancellation()
 
     async def _change(
