@@ -9,7 +9,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from luksrotd.errors import Conflict, ConsistencyError, DeviceError, LastKeyslot, NeedsPerson
+from luksrotd.errors import (
+    Conflict,
+    ConsistencyError,
+    DeviceError,
+    LastKeyslot,
+    LuksrotdError,
+    NeedsPerson,
+    Outcome,
+)
 from luksrotd.luks2.areas import Extent
 from luksrotd.luks2.layout import Which
 from luksrotd.ports import DeviceRef, EngineSession, HeaderDevice, Host, SecretSource, Shadow
@@ -141,7 +149,12 @@ class Transactor:
         seen = (await self._snapshot(ref, device, no_areas)).view
         policy.check_requirements(seen)
         if reconcile.needs_heal(seen) or reconcile.repair(seen, orphans=False):
-            await self.mend(ref, device, orphans=False)
+            try:
+                await self.mend(ref, device, orphans=False)
+            except LuksrotdError as error:
+                if error.outcome is Outcome.COMMITTED:  # a repair was, not what the caller has asked for
+                    error.outcome = Outcome.UNCHANGED
+                raise
             heed_cancellation()
 
     async def _change(

@@ -47,6 +47,10 @@ class Simulation:
         """The header copies as a reader on the running system sees them."""
         return parse_pair(self.disk.content)
 
+    def use(self, disk: SimDisk) -> None:
+        """Go on with another disk, as after its failure."""
+        self.disk = self.devices.disks[disk.path] = disk
+
     def enroll(self, unlock: bytes, new: bytes, **data: Any) -> KeyChange:
         """Enrol the key named "backup"."""
         with secrets(unlock=unlock, new=new) as sources:
