@@ -130,8 +130,9 @@ class Transactor:
             target = _Target(ref, device, point, ignore)
             for _ in range(self._attempts):
                 snapshot = await self._snapshot(ref, device, no_areas)
+                heal = reconcile.needs_heal(snapshot.view)
                 try:
-                    if reconcile.needs_heal(snapshot.view):
+                    if heal:
                         plan = await self._plan_heal(snapshot)
                     elif change := reconcile.repair(snapshot.view, orphans=orphans):
                         plan = await self._plan_repair(snapshot, change)
@@ -140,6 +141,10 @@ class Transactor:
                     await self._commit(target, plan)
                 except Conflict:
                     continue
+                except DeviceError as error:
+                    if heal and snapshot.view.pending and error.outcome is Outcome.COMMITTED:
+                        error.outcome = Outcome.WIPE_PENDING
+                    raise
             raise Conflict("cannot reconcile: other tools keep changing the header")
 
         return await cancellable(work)

@@ -104,7 +104,7 @@ def disturb(name: str, fault: Fault) -> list[str]:
     except LuksrotdError as error:
         told = error.outcome
     this.outcomes[told] = this.outcomes.get(told, 0) + 1
-    wrong = [*_told(this, simulation, told), *_leaks(simulation)]
+    wrong = [*_told(this, simulation, told), *leaks(simulation)]
     if len(list(Path("/proc/self/fd").iterdir())) != descriptors:
         wrong.append("a descriptor is leaked")
     if simulation.disk.attempts != fault.at + 1:
@@ -140,7 +140,8 @@ def _told(this: Row, simulation: Simulation, told: Outcome) -> list[str]:
     return [] if told is true else [f"{told} was told, but {true} is true"]
 
 
-def _leaks(simulation: Simulation) -> list[str]:
+def leaks(simulation: Simulation) -> list[str]:
+    """What has not been given back."""
     leaks = {
         "device": simulation.devices.leaked,
         "shadow": simulation.shadows.leaked,
@@ -151,7 +152,13 @@ def _leaks(simulation: Simulation) -> list[str]:
 
 
 def _reconciled(this: Row, disk: SimDisk) -> list[str]:
-    """The fault has gone, the machine has not been restarted: reconcile here and now, each crash in it included."""
+    """The fault has gone, the machine has not been restarted: reconcile here and now.
+
+    Crashes in it that share an epoch with what was never flushed are judged one by one; later ones are like those in
+    any reconcile.
+    """
+    if disk.cached == disk.durable:
+        return []  # as after a restart
     disk = copy.deepcopy(disk)
     disk.faults = Faults()
     base, dirty, logged = bytes(disk.durable), disk.dirty, len(disk.log)
@@ -165,7 +172,8 @@ def _reconciled(this: Row, disk: SimDisk) -> list[str]:
     if disk.medium()[:headers] != disk.content[:headers]:
         wrong.append("the page cache still shows another header than the medium holds")
     crashes = Enumeration(base, epochs_of([*dirty, *disk.log[logged:]]), headers)
-    return wrong + [what for image in (*crashes.images(), crashes.final) for what in this.judge.violations(image)]
+    first = (crash.image(crashes.starts[0], SECTOR) for crash in crashes.crashes([0]))
+    return wrong + [what for image in (*first, *crashes.starts) for what in this.judge.violations(image)]
 
 
 def _writes(log: Sequence[Operation]) -> Iterator[tuple[int, int, int]]:
