@@ -10,7 +10,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
-from luksrotd.errors import Conflict, ConsistencyError, DeviceError, Internal, InvalidRequest, LastKeyslot, NeedsPerson
+from luksrotd.errors import (
+    Conflict,
+    ConsistencyError,
+    DeviceError,
+    Internal,
+    InvalidRequest,
+    LastKeyslot,
+    LuksrotdError,
+    NeedsPerson,
+    Outcome,
+)
 from luksrotd.luks2.areas import Extent
 from luksrotd.luks2.layout import Which
 from luksrotd.ports import DeviceIdentity, DeviceRef, EngineSession, HeaderDevice, Host, SecretSource, Shadow
@@ -227,17 +237,29 @@ class Transactor:
             done: tuple[Difference, ...] = ()
             for _ in range(self._attempts):
                 snapshot = await self._snapshot(ref, device, no_areas)
+                heal = reconcile.needs_heal(snapshot.view)
                 try:
+<<<<<<< HEAD
                     if reconcile.needs_heal(snapshot.view):
                         plan, step = await self._plan_heal(snapshot), reconcile.heal_difference(snapshot.view)
                     elif change := reconcile.repair(snapshot.view, rules):
                         plan, step = await self._plan_repair(snapshot, change), preview(snapshot.view, change)
+=======
+                    if heal:
+                        plan = await self._plan_heal(snapshot)
+                    elif change := reconcile.repair(snapshot.view, orphans=orphans):
+                        plan = await self._plan_repair(snapshot, change)
+>>>>>>> faults
                     else:
                         return Mended(snapshot.view, done)
                     await self._commit(target, plan)
                     done += step
                 except Conflict:
                     continue
+                except DeviceError as error:
+                    if heal and snapshot.view.pending and error.outcome is Outcome.COMMITTED:
+                        error.outcome = Outcome.WIPE_PENDING
+                    raise
             raise Conflict("cannot reconcile: other tools keep changing the header")
 
         return await cancellable(work)
@@ -246,8 +268,18 @@ class Transactor:
         """Heal and wipe what a crash left, before anything new is begun."""
         seen = (await self._snapshot(ref, device, no_areas)).view
         policy.check_requirements(seen)
+<<<<<<< HEAD
         if reconcile.needs_heal(seen) or reconcile.repair(seen, reconcile.CRASHES_ONLY):
             await self.mend(ref, device, reconcile.CRASHES_ONLY)
+=======
+        if reconcile.needs_heal(seen) or reconcile.repair(seen, orphans=False):
+            try:
+                await self.mend(ref, device, orphans=False)
+            except LuksrotdError as error:
+                if error.outcome is Outcome.COMMITTED:  # a repair was, not what the caller has asked for
+                    error.outcome = Outcome.UNCHANGED
+                raise
+>>>>>>> faults
             heed_cancellation()
 
     async def _change(
