@@ -148,8 +148,8 @@ def _from_wire(kind: str, wire: Mapping[str, Any]) -> Edit:
 
 
 def _pbkdf(wire: Mapping[str, Any]) -> Pbkdf:
-    costs = {name: _optional(int, wire[name]) for name in ("iterations", "memory_kib", "parallel")}
-    return Pbkdf(str(wire["type"]), _optional(str, wire["hash"]), **costs)
+    costs = {name: _optional(int, wire.get(name)) for name in ("iterations", "memory_kib", "parallel")}
+    return Pbkdf(str(wire["type"]), _optional(str, wire.get("hash")), **costs)
 
 
 def _optional(kind: Callable[[Any], T], value: Any) -> T | None:
