@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What fuzzing (tests/fuzz) has found in the decisions, one test each."""
 
+from dataclasses import replace
+
 import pytest
 
-from luksrotd.errors import InvalidRequest
+from luksrotd.errors import ConsistencyError, InvalidRequest
 from luksrotd.luks2.metadata import Token
 from luksrotd.rotation import token as tokens
 from luksrotd.rotation.edits import AddKeyslot, Pbkdf, RemoveToken, SetToken, from_wire, to_wire
+from luksrotd.rotation.keys import rotate
+from luksrotd.rotation.plan import plan_commit
+from tests.support import forge
+from tests.support.planning import ROTATE, noise, shadowed, volume
 
 COST = {"type": "argon2id", "hash": None, "iterations": 4, "memory_kib": None, "parallel": None}
 
@@ -39,3 +45,29 @@ def test_an_edit_that_to_wire_cannot_have_written_is_refused(edit, change):
 
 def test_the_cost_that_the_others_start_from_is_read():
     assert from_wire(to_wire(AddKeyslot(3)) | {"pbkdf": COST}) == AddKeyslot(3, pbkdf=Pbkdf(iterations=4))
+
+
+@pytest.mark.parametrize(
+    ("part", "member", "value"),
+    [
+        (None, "x", 1),
+        ("af", "x", 1),
+        ("area", "x", 1),
+        ("af", "stripes", 1),
+        ("area", "encryption", "cipher_null-ecb"),
+    ],
+)
+def test_a_new_keyslot_that_is_none_of_ours_is_not_explained(part, member, value):
+    image = volume()
+    change = rotate(forge.view_of(image), ROTATE)
+    shadow = shadowed(image, change)
+    number = str(change.added[0].keyslot)
+
+    def edit(raw):
+        keyslot = raw["keyslots"][number]
+        (keyslot if part is None else keyslot[part])[member] = value
+
+    mad = replace(shadow, committed=forge.edited(shadow.committed, edit), final=forge.edited(shadow.final, edit))
+    assert plan_commit(forge.pair_of(image), change, shadow, noise)
+    with pytest.raises(ConsistencyError, match=f"keyslot {number}"):
+        plan_commit(forge.pair_of(image), change, mad, noise)
