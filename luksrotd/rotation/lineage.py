@@ -55,9 +55,19 @@ def lineages(view: DeviceView) -> tuple[Lineage, ...]:
 
 
 def _retired(keys: tuple[ManagedKey, ...]) -> tuple[ManagedKey, ...]:
-    """Those that say so themselves, those that a complete one replaces, and what a stepwise birth has left."""
-    replaced = {number for key in keys if key.complete for number in key.token.retires or ()}
-    return tuple(key for key in keys if key.token.state is KeyState.RETIRED or key.token.id in replaced or _unborn(key))
+    """Those that say so themselves, those that a newer complete one replaces, and what a stepwise birth has left."""
+    return tuple(
+        key
+        for key in keys
+        if key.token.state is KeyState.RETIRED or _unborn(key) or any(_replaces(other, key) for other in keys)
+    )
+
+
+def _replaces(new: ManagedKey, old: ManagedKey) -> bool:
+    """Whether ``new`` is in force and says that it replaces ``old``; by its generation, so never the other way, too."""
+    in_force = new.complete and new.token.state is KeyState.ACTIVE
+    newer = new.token.generation > old.token.generation
+    return in_force and newer and old.token.id in (new.token.retires or ())
 
 
 def _unborn(key: ManagedKey) -> bool:

@@ -92,6 +92,8 @@ class CommitPlan:
 
     def outcome(self, headers: bytes) -> Outcome:
         """What is true when the device holds ``headers`` after an interrupted commit."""
+        if self.final == self.base:  # a scrub: nothing but free space is written
+            return Outcome.UNCHANGED if headers == self.base else Outcome.UNKNOWN
         if headers == self.final:
             return Outcome.COMMITTED
         if headers == self.committed:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from luksrotd.luks2.areas import Extent, merge, subtract
+from luksrotd.luks2.areas import Extent, merge, subtract, whole_blocks
 from luksrotd.luks2.pair import BadCopy
 from luksrotd.rotation import token as tokens
 from luksrotd.rotation.change import Change
@@ -98,7 +98,7 @@ def repair(view: DeviceView, *, orphans: bool = True) -> Change | None:
     if not closing:
         return None
     # Since the crash, another tool may have put a key of its own there: that part is not ours any more (I4).
-    taken = [_whole_blocks(area) for area in view.pair.referenced]
+    taken = [whole_blocks(area, BLOCK) for area in view.pair.referenced]
     ranges = tuple(rest for extent in merge(wipe) for rest in subtract(extent, taken))
     return Change(closing=tuple(closing), wipe=ranges)
 
@@ -142,12 +142,6 @@ def _name_findings(view: DeviceView) -> Iterable[Finding]:
 def _bad_ranges(view: DeviceView, key: ManagedKey) -> bool:
     space = view.metadata.keyslots_area
     return any(not space.contains(extent) or extent.offset % BLOCK or extent.size % BLOCK for extent in key.token.wipe)
-
-
-def _whole_blocks(area: Extent) -> Extent:
-    """The blocks that an area touches: another tool may not align its areas, and we write only whole blocks."""
-    start = area.offset // BLOCK * BLOCK
-    return Extent(start, -(-area.end // BLOCK) * BLOCK - start)
 
 
 def _finding(code: Code, message: str) -> Finding:

@@ -31,7 +31,7 @@ def retire(
     first: tuple[Edit, ...] = (),
     survivors: frozenset[int] | None = None,
 ) -> Change:
-    """The change that makes the edits ``first``, then removes ``keyslots`` and the tokens ``remove``.
+    """The change that removes the tokens ``remove``, makes the edits ``first``, then removes ``keyslots``.
 
     The wipe intent goes into the carrier, else into a wipe record of its own, which takes the number of a token that
     goes where there is one.  Raises ``NoFreeKeyslot`` if there is no number for it.
@@ -43,13 +43,13 @@ def retire(
     if carrier is not None:
         last = SetToken(carrier.token, dict(carrier.body), carrier.fingerprint_of)
         pending = SetToken(carrier.token, tokens.with_intent(carrier.body, areas), carrier.fingerprint_of)
-        return Change((*first, pending, *destroyed, *removed), (last,) if areas else (), survivors=survivors)
+        return Change((*removed, *first, pending, *destroyed), (last,) if areas else (), survivors=survivors)
     if not areas:
-        return Change((*first, *removed), survivors=survivors)
+        return Change((*removed, *first), survivors=survivors)
     number = remove[0] if remove else _free_token(view, first)
     record = SetToken(number, tokens.record(areas))
     others = tuple(edit for edit in removed if edit.token != number)
-    return Change((*first, record, *destroyed, *others), (RemoveToken(number),), survivors=survivors)
+    return Change((*others, *first, record, *destroyed), (RemoveToken(number),), survivors=survivors)
 
 
 def _free_token(view: DeviceView, edits: Iterable[Edit]) -> int:

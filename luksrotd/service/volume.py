@@ -16,8 +16,11 @@ from luksrotd.rotation.edits import NEW, UNLOCK, Pbkdf, SetToken
 from luksrotd.rotation.keys import EnrollRequest, RotateRequest
 from luksrotd.rotation.reconcile import Action, Finding
 from luksrotd.rotation.staging import StageRequest
+from luksrotd.rotation.token import Group
 from luksrotd.rotation.view import DeviceView
+from luksrotd.service import scrub
 from luksrotd.service.progress import Progress, ignore
+from luksrotd.service.scrub import Scrubbed
 from luksrotd.service.transaction import Decide, Deliver, Transactor, nothing_to_deliver
 
 Sources = Mapping[str, SecretSource]
@@ -28,7 +31,7 @@ class Hold:
     """How a staged key waits: after which time it is reported as forgotten, and the set of volumes it belongs to."""
 
     expires_after: timedelta | None = timedelta(days=30)
-    group: str | None = None
+    group: Group | None = None
 
 
 DEFAULT_HOLD: Final = Hold()
@@ -156,11 +159,12 @@ class Volumes:
         *,
         name: str = DEFAULT_KEY_NAME,
         generation: int | None = None,
+        group: str | None = None,
         progress: Progress = ignore,
     ) -> KeyChange:
         """The staged generation becomes the only one; needs no secret."""
         run = Run("staged key finished", {}, progress)
-        return await self._change(ref, name, lambda seen: staging.finish(seen, name, generation), run)
+        return await self._change(ref, name, lambda seen: staging.finish(seen, name, generation, group), run)
 
     async def abort(
         self,
@@ -168,11 +172,12 @@ class Volumes:
         *,
         name: str = DEFAULT_KEY_NAME,
         generation: int | None = None,
+        group: str | None = None,
         progress: Progress = ignore,
     ) -> KeyChange:
         """The staged generation goes; needs no secret."""
         run = Run("staged key aborted", {}, progress)
-        return await self._change(ref, name, lambda seen: staging.abort(seen, name, generation), run)
+        return await self._change(ref, name, lambda seen: staging.abort(seen, name, generation, group), run)
 
     async def remove(
         self, ref: DeviceRef, secrets: Sources, *, name: str = DEFAULT_KEY_NAME, progress: Progress = ignore
@@ -243,6 +248,12 @@ class Volumes:
             codes = ",".join(finding.code for finding in result.repaired)
             self._host.journal.record("volume reconciled", uuid=seen.uuid, repaired=codes, seqid=seen.seqid)
         return result
+
+    async def scrub(self, ref: DeviceRef, *, progress: Progress = ignore) -> Scrubbed:
+        """Overwrite all keyslot space that no header copy references; the header stays as it is."""
+        done = await scrub.run(self._transactor, ref, progress)
+        self._host.journal.record("keyslot space scrubbed", uuid=done.uuid, bytes=done.bytes)
+        return done
 
     def _now(self) -> datetime:
         return self._host.clock.now()
