@@ -83,7 +83,7 @@ async def test_fds_in_replies_to_us_are_closed(bed):
     async with serve() as service, BusClient() as client:
         before = open_fds()
         reply = await service.bus.call(client.message(PATH, INTERFACE, "OpenFd"))
-        assert reply.signature == "h"
+        assert reply.signature.startswith("h")
         assert open_fds() == before
 
 
