@@ -239,17 +239,10 @@ class Transactor:
                 snapshot = await self._snapshot(ref, device, no_areas)
                 heal = reconcile.needs_heal(snapshot.view)
                 try:
-<<<<<<< HEAD
-                    if reconcile.needs_heal(snapshot.view):
+                    if heal:
                         plan, step = await self._plan_heal(snapshot), reconcile.heal_difference(snapshot.view)
                     elif change := reconcile.repair(snapshot.view, rules):
                         plan, step = await self._plan_repair(snapshot, change), preview(snapshot.view, change)
-=======
-                    if heal:
-                        plan = await self._plan_heal(snapshot)
-                    elif change := reconcile.repair(snapshot.view, orphans=orphans):
-                        plan = await self._plan_repair(snapshot, change)
->>>>>>> faults
                     else:
                         return Mended(snapshot.view, done)
                     await self._commit(target, plan)
@@ -268,18 +261,13 @@ class Transactor:
         """Heal and wipe what a crash left, before anything new is begun."""
         seen = (await self._snapshot(ref, device, no_areas)).view
         policy.check_requirements(seen)
-<<<<<<< HEAD
         if reconcile.needs_heal(seen) or reconcile.repair(seen, reconcile.CRASHES_ONLY):
-            await self.mend(ref, device, reconcile.CRASHES_ONLY)
-=======
-        if reconcile.needs_heal(seen) or reconcile.repair(seen, orphans=False):
             try:
-                await self.mend(ref, device, orphans=False)
+                await self.mend(ref, device, reconcile.CRASHES_ONLY)
             except LuksrotdError as error:
                 if error.outcome is Outcome.COMMITTED:  # a repair was, not what the caller has asked for
                     error.outcome = Outcome.UNCHANGED
                 raise
->>>>>>> faults
             heed_cancellation()
 
     async def _change(
