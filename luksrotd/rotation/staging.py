@@ -103,7 +103,7 @@ def _staged(
 def _check_group(staged: ManagedKey, group: str | None, verb: str) -> None:
     """A set goes one way as a whole: who acts on one of its volumes must know of the others."""
     found, name = staged.token.group, staged.token.name
-    if found is not None and found.id != group:
+    if found is not None and found.size > 1 and found.id != group:
         raise NeedsPerson(
             f"cannot {verb} the rotation of key {name!r}: it was staged on set {found.id} of {found.size} volumes; "
             "name all of them"
