@@ -365,9 +365,7 @@ def test_the_message_about_a_changed_keyslot_says_what_helps():
     assert "luksrotctl recreate" in one.message
 
 
-@pytest.mark.parametrize(
-    ("requirement", "why"), [("offline-reencrypt", "re-encryption"), ("x-unknown", "left alone")]
-)
+@pytest.mark.parametrize(("requirement", "why"), [("offline-reencrypt", "re-encryption"), ("x-unknown", "left alone")])
 def test_a_header_with_requirements_is_left_alone_and_it_says_why(requirement, why):
     image = forge.edited(TWO_PAIRS, lambda raw: raw["config"].update(requirements={"mandatory": [requirement]}))
     image = forge.newer(image, [Which.PRIMARY])
