@@ -65,6 +65,10 @@ class Simulation:
         """The volume key, for operations that begin with it."""
         return VOLUME_KEY_CONTENT
 
+    def use(self, disk: SimDisk) -> None:
+        """Go on with another disk, as after its failure."""
+        self.disk = self.devices.disks[disk.path] = disk
+
     def enroll(self, unlock: bytes, new: bytes, *, name: str = "backup", **data: Any) -> KeyChange:
         """Enrol a key."""
         with secrets(unlock=unlock, new=new) as sources:
