@@ -13,10 +13,12 @@ from luksrotd.luks2.pair import Pair, parse_pair
 from luksrotd.ports import DeviceRef, Host, SecretFd
 from luksrotd.rotation.edits import Pbkdf
 from luksrotd.service.reconciling import Reconciled
+from luksrotd.service.stepwise import StepwiseVolumes
 from luksrotd.service.volume import KeyChange, Volumes
 from tests.support.simdisk import SimDevices, SimDisk
 from tests.support.simengine import SimEngine
 from tests.support.simhost import SimClock, SimEntropy, SimInventories, SimJournal, SimProbe
+from tests.support.simlive import SimLive
 from tests.support.simlocks import SimLocks
 from tests.support.simshadow import SimShadows
 
@@ -51,6 +53,8 @@ class Simulation:
             self.inventories,
         )
         self.volumes = Volumes(self.host)
+        self.live = SimLive(self.engine, self.devices, self.locks)
+        self.stepwise = StepwiseVolumes(self.host, self.live)
         self.ref = DeviceRef("/dev/sim0")
 
     @property
