@@ -118,6 +118,12 @@ class MetadataFull(RefusedError):
     code = "MetadataFull"
 
 
+class BackupMismatch(RefusedError):
+    """The header backup is not of this volume, or of this volume before its layout or volume key changed."""
+
+    code = "BackupMismatch"
+
+
 class LastKeyslot(RefusedError):
     """The change would remove the last way in."""
 

@@ -67,7 +67,10 @@ class HeaderDevice(Protocol):
         """Exactly ``length`` bytes at ``offset``."""
 
     def read_medium(self, offset: int, length: int) -> bytes:
-        """The same past the page cache (O_DIRECT) where the device allows: what a reader after a reboot would see."""
+        """The same past the page cache (O_DIRECT) where the device allows: what a reader after a reboot would see.
+
+        The page cache forgets what it had there: after a failed flush it is not what the device holds.
+        """
 
     def write(self, offset: int, data: bytes) -> None:
         """Write all of ``data`` at ``offset``; not durable before ``flush``."""
@@ -195,6 +198,20 @@ class SignatureProbe(Protocol):
 
     async def foreign(self, device: HeaderDevice) -> Sequence[str]:
         """Types of the signatures on the device other than crypto_LUKS (wipefs(8) ``--no-act``)."""
+
+
+class HeaderFiles(Protocol):
+    """Header backups in files.  All calls block, and raise ``DeviceError`` where the file system fails."""
+
+    def create(self, path: str, content: bytes, headers: int) -> None:
+        """Write the new file ``path``, readable by its owner alone, and make it durable; never over another one.
+
+        The first ``headers`` bytes come last, behind a flush: a header never stands before keyslots that are not
+        there.  What was begun is removed if it fails.  Raises ``InvalidRequest`` if there is something of that name.
+        """
+
+    def read(self, path: str, limit: int) -> bytes:
+        """The content of a regular file, ``limit`` bytes of it at most; raises ``UnknownDevice`` if there is none."""
 
 
 class Entropy(Protocol):
