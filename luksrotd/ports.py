@@ -67,7 +67,10 @@ class HeaderDevice(Protocol):
         """Exactly ``length`` bytes at ``offset``."""
 
     def read_medium(self, offset: int, length: int) -> bytes:
-        """The same past the page cache (O_DIRECT) where the device allows: what a reader after a reboot would see."""
+        """The same past the page cache (O_DIRECT) where the device allows: what a reader after a reboot would see.
+
+        The page cache forgets what it had there: after a failed flush it is not what the device holds.
+        """
 
     def write(self, offset: int, data: bytes) -> None:
         """Write all of ``data`` at ``offset``; not durable before ``flush``."""
@@ -175,6 +178,19 @@ class KeyslotEngine(Protocol):
         self, shadow: Shadow, secrets: Mapping[str, SecretSource]
     ) -> AbstractAsyncContextManager[EngineSession]:
         """Start a worker; entering reads or generates every secret (``SecretRejected``); leaving kills the worker."""
+
+
+class LiveEngine(Protocol):
+    """Runs libcryptsetup on the device itself, each edit a header write there; for the stepwise engine."""
+
+    def session(
+        self, device: HeaderDevice, secrets: Mapping[str, SecretSource]
+    ) -> AbstractAsyncContextManager[EngineSession]:
+        """Start a worker on the device, as ``KeyslotEngine.session`` does on a shadow.
+
+        The caller must not hold the metadata lock at any call of the session: libcryptsetup takes it.  An edit that
+        raised may have been made all the same, and one that did not may not be durable: read the device.
+        """
 
 
 class SignatureProbe(Protocol):

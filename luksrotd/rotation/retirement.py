@@ -36,7 +36,8 @@ def retire(
     """The change that removes the tokens ``remove``, makes the edits ``first``, then removes ``keyslots``.
 
     The wipe intent goes into the carrier, else into a wipe record of its own, which takes the number of a token that
-    goes where there is one.  ``also``: further ranges for it.  Raises ``NoFreeKeyslot`` if there is no number for it.
+    goes where there is one.  ``also``: further ranges for it.  Tokens go first: what they leave is room enough for the
+    intent.  Raises ``NoFreeKeyslot`` if there is no number for it.
     """
     keyslots, remove = tuple(keyslots), tuple(remove)
     destroyed = tuple(DestroyKeyslot(keyslot) for keyslot in keyslots)

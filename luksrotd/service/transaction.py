@@ -5,14 +5,25 @@ Every change of a header goes through here: rotation, enrolment and reconcile ar
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+import copy
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
-from luksrotd.errors import Conflict, ConsistencyError, DeviceError, Internal, LastKeyslot, NeedsPerson
+from luksrotd.errors import (
+    Conflict,
+    ConsistencyError,
+    DeviceError,
+    Internal,
+    InvalidRequest,
+    LastKeyslot,
+    LuksrotdError,
+    NeedsPerson,
+    Outcome,
+)
 from luksrotd.luks2.areas import Extent
 from luksrotd.luks2.layout import Which
-from luksrotd.ports import DeviceRef, EngineSession, HeaderDevice, Host, SecretSource, Shadow
+from luksrotd.ports import DeviceIdentity, DeviceRef, EngineSession, HeaderDevice, Host, SecretSource, Shadow
 from luksrotd.rotation import policy, reconcile
 from luksrotd.rotation.change import Change
 from luksrotd.rotation.edits import UNLOCK, VOLUME_KEY
@@ -71,6 +82,7 @@ class Transactor:
         """``attempts``: how often a transaction may be overtaken before it gives up with ``Conflict``."""
         self._host = host
         self._attempts = attempts
+        self._held: frozenset[DeviceIdentity] = frozenset()
 
     async def look(self, ref: DeviceRef) -> DeviceView:
         """The volume as it is now."""
@@ -127,7 +139,7 @@ class Transactor:
         async def work(point: PointOfNoReturn) -> Committed:
             async with self.opened(ref) as device:
                 progress(Stage.LOCKING)
-                async with self._host.locks.job(device):
+                async with self._job(device):
                     policy.check_signatures(tuple(await self._host.probe.foreign(device)))
                     await self._finish_crashed(ref, device)
                     progress(Stage.READING)
@@ -168,6 +180,36 @@ class Transactor:
 
         return await cancellable(work)
 
+    @asynccontextmanager
+    async def holding(self, refs: Sequence[DeviceRef]) -> AsyncIterator["Transactor"]:
+        """Hold the job locks of several volumes; a transactor that works under them.
+
+        Raises ``InvalidRequest`` if one of them is named twice.
+        """
+        async with AsyncExitStack() as stack:
+            devices = {}
+            for ref in refs:
+                device = await stack.enter_async_context(self.opened(ref))
+                if device.identity in devices:
+                    raise InvalidRequest(f"cannot take {ref.metadata_path} twice: it is the same as another one")
+                devices[device.identity] = device
+            # In one order for everybody: two of us that want the same volumes must not wait for each other.
+            for identity in sorted(devices, key=str):
+                await stack.enter_async_context(self._host.locks.job(devices[identity]))
+            held = copy.copy(self)
+            held._held = frozenset(devices)
+            yield held
+
+    async def settle(self, ref: DeviceRef) -> DeviceView:
+        """Finish what a crash left, as ``run`` does before it begins anything new; the volume afterwards."""
+        async with self.opened(ref) as device:
+            async with self._job(device):
+                await self._finish_crashed(ref, device)
+            return (await self._snapshot(ref, device, no_areas)).view
+
+    def _job(self, device: HeaderDevice) -> AbstractAsyncContextManager[None]:
+        return nullcontext() if device.identity in self._held else self._host.locks.job(device)
+
     async def opened_by(self, ref: DeviceRef, source: SecretSource) -> int:
         """The keyslot that the secret opens, tried on a shadow; raises ``WrongCredential``."""
         async with self.opened(ref) as device:
@@ -195,8 +237,9 @@ class Transactor:
             done: tuple[Difference, ...] = ()
             for _ in range(self._attempts):
                 snapshot = await self._snapshot(ref, device, no_areas)
+                heal = reconcile.needs_heal(snapshot.view)
                 try:
-                    if reconcile.needs_heal(snapshot.view):
+                    if heal:
                         plan, step = await self._plan_heal(snapshot), reconcile.heal_difference(snapshot.view)
                     elif change := reconcile.repair(snapshot.view, rules):
                         plan, step = await self._plan_repair(snapshot, change), preview(snapshot.view, change)
@@ -206,6 +249,10 @@ class Transactor:
                     done += step
                 except Conflict:
                     continue
+                except DeviceError as error:
+                    if heal and snapshot.view.pending and error.outcome is Outcome.COMMITTED:
+                        error.outcome = Outcome.WIPE_PENDING
+                    raise
             raise Conflict("cannot reconcile: other tools keep changing the header")
 
         return await cancellable(work)
@@ -215,7 +262,12 @@ class Transactor:
         seen = (await self._snapshot(ref, device, no_areas)).view
         policy.check_requirements(seen)
         if reconcile.needs_heal(seen) or reconcile.repair(seen, reconcile.CRASHES_ONLY):
-            await self.mend(ref, device, reconcile.CRASHES_ONLY)
+            try:
+                await self.mend(ref, device, reconcile.CRASHES_ONLY)
+            except LuksrotdError as error:
+                if error.outcome is Outcome.COMMITTED:  # a repair was, not what the caller has asked for
+                    error.outcome = Outcome.UNCHANGED
+                raise
             heed_cancellation()
 
     async def _change(
@@ -284,7 +336,7 @@ class Transactor:
         _fill(shadow, base)
         await _load_same(session, base)
         if change.needs_unlock:
-            await _unlock(session, change, volume_key=volume_key)
+            await unlock(session, change, volume_key=volume_key)
         await session.apply(change.edits)
         progress(Stage.VERIFYING)
         for added in change.added:
@@ -395,7 +447,7 @@ def _fill(shadow: Shadow, snapshot: Snapshot) -> None:
         shadow.write(area.offset, content)
 
 
-async def _unlock(session: EngineSession, change: Change, *, volume_key: bool) -> None:
+async def unlock(session: EngineSession, change: Change, *, volume_key: bool) -> None:
     """Get the volume key; if keyslots go, by a credential that opens one of those that stay."""
     if volume_key and change.survivors is None:
         return await session.take_volume_key()
