@@ -14,6 +14,12 @@ from luksrotd.rotation.fingerprint import fingerprint
 Json = dict[str, Any]
 #: What lies between the fields and the checksum of a binary header.
 PADDING = slice(264, layout.CSUM_OFFSET)
+#: What libcryptsetup writes of a keyslot, beside its kdf.
+_KEYSLOT_MEMBERS = {
+    "": {"type", "key_size", "af", "area", "kdf"},
+    "af": {"type", "stripes", "hash"},
+    "area": {"type", "offset", "size", "encryption", "key_size"},
+}
 
 
 def check_difference(before: HeaderCopy, after: HeaderCopy, edits: tuple[Edit, ...]) -> None:
@@ -34,6 +40,30 @@ def check_difference(before: HeaderCopy, after: HeaderCopy, edits: tuple[Edit, .
     for name in expected.keys() | actual.keys():
         if expected.get(name) != actual.get(name):
             _reject(_place(name, expected.get(name), actual.get(name)))
+
+
+def mismatch(before: HeaderCopy, other: HeaderCopy) -> str:
+    """Why ``other`` is not a header of the same data as ``before``; '' if it is one.
+
+    It must be of the same volume, of the same layout, and hold the same volume key: then any of its keyslots opens
+    the data.
+    """
+    if before.header.uuid != other.header.uuid:
+        return f"it is of the volume {other.header.uuid}, not of {before.header.uuid}"
+    ours, theirs = before.metadata, other.metadata
+    if before.header.hdr_size != other.header.hdr_size or ours.keyslots_area != theirs.keyslots_area:
+        return "the sizes of its metadata and keyslots areas are others"
+    if ours.raw["segments"] != theirs.raw["segments"]:
+        return "the data lies elsewhere, or is encrypted in another way"
+    if _bound(ours) != _bound(theirs):
+        return "it holds another volume key"
+    return ""
+
+
+def _bound(metadata: Metadata) -> list[Json]:
+    """The digests of the data, without the keyslots that hold the key: type, salt, hash, iterations, digest."""
+    digests = [dict(digest.raw) for digest in metadata.digests.values() if digest.segments]
+    return sorted(({**digest, "keyslots": []} for digest in digests), key=lambda digest: sorted(digest["segments"]))
 
 
 def _expected(before: Metadata, after: Metadata, edits: tuple[Edit, ...]) -> Json:
@@ -66,6 +96,11 @@ def _add_keyslot(raw: Json, edit: AddKeyslot, before: Metadata, after: Metadata)
         _reject(f"the digest of keyslot {edit.keyslot}")
     raw["keyslots"][str(edit.keyslot)] = copy.deepcopy(dict(added.raw))
     raw["digests"][str(holders[0].id)]["keyslots"].append(str(edit.keyslot))
+    if edit.token is not None:
+        token = raw["tokens"].get(str(edit.token))
+        if token is None:
+            _reject(f"keyslot {edit.keyslot}, born with a token that is not there")
+        token["keyslots"] = [*token["keyslots"], str(edit.keyslot)]
 
 
 def _check_added(added: Keyslot, edit: AddKeyslot, before: Metadata) -> None:
@@ -80,6 +115,11 @@ def _check_added(added: Keyslot, edit: AddKeyslot, before: Metadata) -> None:
     }
     if added.type != "luks2" or added.key_size not in sizes or added.priority == layout.PRIORITY_IGNORE:
         _reject(f"the type, key size or priority of keyslot {edit.keyslot}")
+    parts = {"": added.raw, "af": added.raw["af"], "area": added.raw["area"]}
+    if any(parts[name].keys() - {"priority"} != members for name, members in _KEYSLOT_MEMBERS.items()):
+        _reject(f"the members of keyslot {edit.keyslot}")
+    if added.raw["af"]["stripes"] != layout.STRIPES or "null" in added.raw["area"]["encryption"]:
+        _reject(f"the protection of keyslot {edit.keyslot}")
     # libcryptsetup 2.6 lowers a forced memory cost to half of the machine's memory; it never raises one.
     too_much = cost.memory_kib is not None and kdf.get("memory", 0) > cost.memory_kib
     if too_much or any(value is not None and kdf.get(member) != value for member, value in wanted.items()):

@@ -6,11 +6,14 @@ difference to expect.  The wire form is JSON-ready (dict, list, str, int, None);
 ``from_wire`` checks it.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, assert_never
+from typing import Any, Final, TypeVar, assert_never
 
 from luksrotd.errors import InvalidRequest
+
+T = TypeVar("T")
 
 PBKDF_TYPES: Final = ("argon2id", "argon2i", "pbkdf2")
 
@@ -64,11 +67,15 @@ PBKDF_FOR_RANDOM_KEYS: Final = Pbkdf("pbkdf2", hash="sha512", iterations=1000)
 
 @dataclass(frozen=True, slots=True)
 class AddKeyslot:
-    """Add keyslot number ``keyslot`` for the unlocked volume key, opened by the secret named ``secret``."""
+    """Add keyslot number ``keyslot`` for the unlocked volume key, opened by the secret named ``secret``.
+
+    ``token``: it is born assigned to that token, in one header write (``rotation.stepwise``).
+    """
 
     keyslot: int
     secret: str = NEW
     pbkdf: Pbkdf = field(default_factory=Pbkdf)
+    token: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +111,10 @@ Edit = AddKeyslot | SetToken | RemoveToken | DestroyKeyslot
 def to_wire(edit: Edit) -> dict[str, Any]:
     """The JSON-ready form of ``edit``."""
     match edit:
-        case AddKeyslot(keyslot, secret, pbkdf):
+        case AddKeyslot(keyslot, secret, pbkdf, token):
             cost = {name: getattr(pbkdf, name) for name in ("type", "hash", "iterations", "memory_kib", "parallel")}
-            return {"edit": "add-keyslot", "keyslot": keyslot, "secret": secret, "pbkdf": cost}
+            wire = {"edit": "add-keyslot", "keyslot": keyslot, "secret": secret, "pbkdf": cost}
+            return wire if token is None else {**wire, "token": token}
         case SetToken(token, body, fingerprint_of):
             return {"edit": "set-token", "token": token, "body": dict(body), "fingerprint_of": fingerprint_of}
         case RemoveToken(token):
@@ -120,20 +128,35 @@ def to_wire(edit: Edit) -> dict[str, Any]:
 def from_wire(wire: Mapping[str, Any]) -> Edit:
     """The edit that ``to_wire`` wrote; raises ``InvalidRequest`` for anything else."""
     try:
-        return _from_wire(wire["edit"], wire)
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        edit = _from_wire(wire["edit"], wire)
+        # As text: 1, 1.0, "1" and true are not the same there.
+        same = json.dumps(to_wire(edit), sort_keys=True) == json.dumps(wire, sort_keys=True)
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
         raise InvalidRequest("cannot read an edit: it is malformed") from error
+    if not same:
+        raise InvalidRequest("cannot read an edit: it is not as it is written")
+    return edit
 
 
 def _from_wire(kind: str, wire: Mapping[str, Any]) -> Edit:
     match kind:
         case "add-keyslot":
-            return AddKeyslot(int(wire["keyslot"]), str(wire["secret"]), Pbkdf(**wire["pbkdf"]))
+            token = _optional(int, wire.get("token"))
+            return AddKeyslot(int(wire["keyslot"]), str(wire["secret"]), _pbkdf(wire["pbkdf"]), token)
         case "set-token":
-            return SetToken(int(wire["token"]), dict(wire["body"]), wire["fingerprint_of"])
+            return SetToken(int(wire["token"]), dict(wire["body"]), _optional(int, wire["fingerprint_of"]))
         case "remove-token":
             return RemoveToken(int(wire["token"]))
         case "destroy-keyslot":
             return DestroyKeyslot(int(wire["keyslot"]))
         case _:
             raise InvalidRequest(f"cannot read an edit: unknown kind {kind!r}")
+
+
+def _pbkdf(wire: Mapping[str, Any]) -> Pbkdf:
+    costs = {name: _optional(int, wire.get(name)) for name in ("iterations", "memory_kib", "parallel")}
+    return Pbkdf(str(wire["type"]), _optional(str, wire.get("hash")), **costs)
+
+
+def _optional(kind: Callable[[Any], T], value: Any) -> T | None:
+    return None if value is None else kind(value)

@@ -68,9 +68,7 @@ def finish(view: DeviceView, name: str, only_generation: int | None = None, grou
             f"cannot finish the rotation of key {name!r}: {old.oddity}; remove the old keyslot with "
             "cryptsetup luksKillSlot, then finish"
         )
-    change = retire(view, old.token.keyslots, [old.token.id], carrier=carrier)
-    policy.check_room(view, change.edits)
-    return change
+    return retire(view, old.token.keyslots, [old.token.id], carrier=carrier)
 
 
 def abort(view: DeviceView, name: str, only_generation: int | None = None, group: str | None = None) -> Change:
@@ -84,9 +82,7 @@ def abort(view: DeviceView, name: str, only_generation: int | None = None, group
             "the key"
         )
     carrier = Carrier(current.token.id, view.metadata.tokens[current.token.id].raw)
-    change = retire(view, staged.token.keyslots, [staged.token.id], carrier=carrier)
-    policy.check_room(view, change.edits)
-    return change
+    return retire(view, staged.token.keyslots, [staged.token.id], carrier=carrier)
 
 
 def _staged(
