@@ -28,8 +28,13 @@ from luksrotd.host.shadow import MemfdShadows
 from luksrotd.host.worker import WorkerEngine
 from luksrotd.luks2.pair import read_pair
 from luksrotd.ports import DeviceLocks, DeviceRef, Host, Journal, KeyslotEngine
+from luksrotd.rotation.sets import SetStatus
 from luksrotd.service.headers import Headers
-from luksrotd.service.volume import Volumes
+from luksrotd.service.sets import SetRequest, SetResult, VolumeSets
+from luksrotd.service.volume import Hold, Volumes
+
+#: What its callers need of the use cases themselves.
+__all__ = ["Hold", "SetRequest", "SetResult", "SetStatus"]
 
 BY_UUID: Final = Path("/dev/disk/by-uuid")
 BLOCK_DEVICES: Final = Path("/sys/class/block")
@@ -65,6 +70,11 @@ def build_host(
 def volumes() -> Volumes:
     """The use cases for one caller at a terminal: recorded in the journal if there is one, never on stderr."""
     return Volumes(build_host(journal=_journal()))
+
+
+def sets() -> VolumeSets:
+    """The use cases on sets of volumes, recorded in the journal as the others are."""
+    return VolumeSets(build_host(journal=_journal()))
 
 
 def headers() -> Headers:
