@@ -67,7 +67,10 @@ class HeaderDevice(Protocol):
         """Exactly ``length`` bytes at ``offset``."""
 
     def read_medium(self, offset: int, length: int) -> bytes:
-        """The same past the page cache (O_DIRECT) where the device allows: what a reader after a reboot would see."""
+        """The same past the page cache (O_DIRECT) where the device allows: what a reader after a reboot would see.
+
+        The page cache forgets what it had there: after a failed flush it is not what the device holds.
+        """
 
     def write(self, offset: int, data: bytes) -> None:
         """Write all of ``data`` at ``offset``; not durable before ``flush``."""
@@ -130,7 +133,10 @@ class ShadowStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SecretFd:
-    """A secret to be read, once, from a descriptor; ``limit`` in bytes."""
+    """A secret to be read from a descriptor; ``limit`` in bytes.
+
+    A file, memfd or block device is read from its start, as often as one likes; all else is read once, to its end.
+    """
 
     fd: int
     limit: int = 8 * 1024 * 1024

@@ -98,7 +98,8 @@ class CommitPlan:
             return Outcome.UNCHANGED if headers == self.base else Outcome.UNKNOWN
         if headers == self.final:
             return Outcome.COMMITTED
-        if headers == self.committed:
+        wipes = any(step.phase is Phase.WIPE_OLD for step in self.steps)
+        if headers == self.committed and (wipes or headers != self.base):
             return Outcome.WIPE_PENDING
         return Outcome.UNCHANGED if headers == self.base else Outcome.UNKNOWN
 

@@ -28,13 +28,13 @@ class Snapshot:
 
 
 def read_snapshot(ref: DeviceRef, device: HeaderDevice, areas: Areas) -> Snapshot:
-    """Read the open ``device``; blocks.  Raises ``FormatError``, ``DeviceError``, and ``UnknownDevice`` for another
-    volume than ``ref`` means.
+    """Read the open ``device``, past the page cache; blocks.  Raises ``FormatError``, ``DeviceError``, and
+    ``UnknownDevice`` for another volume than ``ref`` means.
     """
-    seen = view(read_pair(device.read, device.size))
+    seen = view(read_pair(device.read_medium, device.size))
     if ref.uuid is not None and seen.uuid != ref.uuid:
         raise UnknownDevice(f"cannot use {ref.metadata_path}: it holds the volume {seen.uuid}, not {ref.uuid}")
-    return Snapshot(seen, {area: device.read(area.offset, area.size) for area in areas(seen)})
+    return Snapshot(seen, {area: device.read_medium(area.offset, area.size) for area in areas(seen)})
 
 
 def read_lost(ref: DeviceRef, device: HeaderDevice, length: int, headers: int) -> bytes:

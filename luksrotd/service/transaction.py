@@ -10,7 +10,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
-from luksrotd.errors import Conflict, ConsistencyError, DeviceError, Internal, InvalidRequest, LastKeyslot, NeedsPerson
+from luksrotd.errors import (
+    Conflict,
+    ConsistencyError,
+    DeviceError,
+    Internal,
+    InvalidRequest,
+    LastKeyslot,
+    LuksrotdError,
+    NeedsPerson,
+    Outcome,
+    WrongCredential,
+)
 from luksrotd.luks2.areas import Extent
 from luksrotd.luks2.layout import Which
 from luksrotd.ports import DeviceIdentity, DeviceRef, EngineSession, HeaderDevice, Host, SecretSource, Shadow
@@ -227,8 +238,9 @@ class Transactor:
             done: tuple[Difference, ...] = ()
             for _ in range(self._attempts):
                 snapshot = await self._snapshot(ref, device, no_areas)
+                heal = reconcile.needs_heal(snapshot.view)
                 try:
-                    if reconcile.needs_heal(snapshot.view):
+                    if heal:
                         plan, step = await self._plan_heal(snapshot), reconcile.heal_difference(snapshot.view)
                     elif change := reconcile.repair(snapshot.view, rules):
                         plan, step = await self._plan_repair(snapshot, change), preview(snapshot.view, change)
@@ -238,6 +250,10 @@ class Transactor:
                     done += step
                 except Conflict:
                     continue
+                except DeviceError as error:
+                    if heal and snapshot.view.pending and error.outcome is Outcome.COMMITTED:
+                        error.outcome = Outcome.WIPE_PENDING
+                    raise
             raise Conflict("cannot reconcile: other tools keep changing the header")
 
         return await cancellable(work)
@@ -247,7 +263,12 @@ class Transactor:
         seen = (await self._snapshot(ref, device, no_areas)).view
         policy.check_requirements(seen)
         if reconcile.needs_heal(seen) or reconcile.repair(seen, reconcile.CRASHES_ONLY):
-            await self.mend(ref, device, reconcile.CRASHES_ONLY)
+            try:
+                await self.mend(ref, device, reconcile.CRASHES_ONLY)
+            except LuksrotdError as error:
+                if error.outcome is Outcome.COMMITTED:  # a repair was, not what the caller has asked for
+                    error.outcome = Outcome.UNCHANGED
+                raise
             heed_cancellation()
 
     async def _change(
@@ -438,6 +459,9 @@ async def unlock(session: EngineSession, change: Change, *, volume_key: bool) ->
     for keyslot in sorted(change.survivors):
         if await session.opens(keyslot, UNLOCK):
             return None
+    if opened not in change.destroyed:
+        wanted = " or ".join(map(str, sorted(change.survivors)))
+        raise WrongCredential(f"cannot use this credential: it opens keyslot {opened}, not {wanted}")
     raise LastKeyslot(f"cannot remove keyslot {opened}: the credential opens no other one; use one that stays")
 
 
