@@ -14,13 +14,14 @@ LOCKED = --require-hashes --no-build-isolation
 
 MAN_PAGES = $(patsubst docs/man/%.scd,build/man/%,$(wildcard docs/man/*.scd))
 
-.PHONY: help deps venv venv-dev demo test check man lock clean
+.PHONY: help deps venv venv-dev demo test check crash-table man lock clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo    show what luksrotd does'
 	@echo 'make test    run all tests'
 	@echo 'make check   run the formatter, the linters and the type checker'
+	@echo 'make crash-table  examine all crash states, and write docs/crash-states.md'
 	@echo 'make man     build the man pages into build/man'
 	@echo 'make venv    only set up .venv with luksrotd in it'
 	@echo 'make lock    renew packaging/*.lock'
@@ -67,6 +68,10 @@ check: deps venv-dev
 	.venv/bin/ruff check
 	.venv/bin/mypy luksrotd tests/support
 	.venv/bin/lint-imports
+
+# All crash states of all operations on all geometries; as root, for it works on loop devices.
+crash-table: deps venv-dev
+	.venv/bin/python -m tests.crash.table
 
 man: deps $(MAN_PAGES)
 

@@ -71,7 +71,7 @@ def cells(*, small: bool = False, full: bool = False) -> Iterator[Cell]:
     on one.
     """
     if small:
-        yield Cell(SIMULATED, "other associated data", depth=2)
+        yield Cell(SIMULATED, "other associated data", Geometry(16, 8, 512, "simulated"), depth=2)
         yield Cell(REAL, "other associated data", Geometry(sector=4096))
         yield Cell(REAL, "rotation", Geometry(sector=4096))
         yield Cell(STEPS, "removal", Geometry(sector=4096))
@@ -174,10 +174,9 @@ def page(results: Sequence[Result], command: str, seconds: float) -> str:
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     version = run("--version").split()[1]
     parts = {part: [r for r in results if r.cell.part == part] for part in (SIMULATED, REAL, STEPS, PEER, MUTANT)}
-    enumerated = [r for r in results if r.cell.part != MUTANT]
     return "\n".join(
         [
-            _intro(today, version, command, seconds, enumerated),
+            _intro(today, version, command, seconds, results),
             _comparison(results),
             _operations(parts[REAL] + parts[STEPS]),
             _geometries("Real volumes, every geometry", REAL_TEXT, parts[REAL]),
@@ -199,8 +198,8 @@ What a power cut can leave, counted and judged. This page is written by the run 
 {command}
 ```
 
-{len(results)} enumerations, {sum(r.states for r in results):,} crash states, {sum(r.reconciled for r in results):,}
-reconciles: {verdict}.
+{sum(r.cell.part != MUTANT for r in results)} enumerations, {sum(r.states for r in results if r.cell.part != MUTANT):,} crash states, {sum(r.reconciled for r in results):,} reconciles:
+{verdict}.
 
 The model is that of [the commit protocol](spec/commit-protocol.md): within the epoch (all writes between two flushes)
 that is cut, each changed header sector is old, new or garbage, independently, and where it is written twice it may
@@ -211,8 +210,10 @@ garbage); so do header copies with more than five changed sectors. Equal states 
 
 
 def _comparison(results: Sequence[Result]) -> str:
-    found = {(r.cell.part, r.cell.name): r for r in results if r.cell.geometry.sector == 512 and _plain(r.cell)}
+    found = {(r.cell.part, r.cell.name): r for r in _plain(results)}
     chosen = [found[key] for key in COMPARED if key in found]
+    if not chosen:
+        return ""
     letters = "ABCDEFGHIJ"
     named = {REAL: "luksrotd", STEPS: "luksrotd --engine stepwise", PEER: ""}
     legend = [f"- **{letters[n]}** {f'{named[r.cell.part]} {r.cell.name}'.strip()}" for n, r in enumerate(chosen)]
@@ -224,7 +225,7 @@ def _comparison(results: Sequence[Result]) -> str:
     return f"""## A new backup key in place of the old one, by whom
 
 How many of the crash states have what wrong, after libcryptsetup's own recovery. An image with headers of 16 KiB, a
-key of 512 bit, sectors of 512 bytes; all writes as the kernel was asked for them, those of A by the device that it
+key of 512 bit, sectors of {chosen[0].cell.geometry.sector} bytes; all writes as the kernel was asked for them, those of A by the device that it
 writes to, all others by strace.
 
 {chr(10).join(legend)}
@@ -239,9 +240,7 @@ numbers that say which one is in force.
 
 def _operations(results: Sequence[Result]) -> str:
     rows = []
-    for r in results:
-        if not (r.cell.geometry.sector == 512 and _plain(r.cell)):
-            continue
+    for r in _plain(results):
         name = r.cell.name if r.cell.part == REAL else f"{r.cell.name}, stepwise"
         sizes = [str(r.writes), f"{r.bytes:,}", str(r.flushes), f"{r.states:,}", f"{r.reconciled:,}"]
         rows.append([name, *sizes, str(len(r.violations)), _kinds(r.before), _kinds(r.after)])
@@ -298,8 +297,12 @@ the newer one, whichever it is.
 """
 
 
-def _plain(cell: Cell) -> bool:
-    return (cell.geometry.metadata, cell.geometry.bits, cell.geometry.carrier) == (16, 512, "image")
+def _plain(results: Sequence[Result]) -> list[Result]:
+    """Those on the commonest geometry, with the smallest sectors that there are."""
+    plain = [r for r in results if (r.cell.geometry.metadata, r.cell.geometry.bits) == (16, 512)]
+    plain = [r for r in plain if r.cell.geometry.carrier == "image" and r.cell.part in (REAL, STEPS, PEER)]
+    smallest = min((r.cell.geometry.sector for r in plain), default=0)
+    return [r for r in plain if r.cell.geometry.sector == smallest]
 
 
 def _states(result: Result | None) -> str:

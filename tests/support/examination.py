@@ -125,4 +125,3 @@ def complaint(found: Examination) -> str:
     """What is wrong, in a line: for an assertion."""
     left = [f"{kind} ({count})" for kind, count in found.after.found.items() if kind is not Leftover.GHOST]
     return "; ".join([*sorted(set(found.violations))[:5], *left])
-

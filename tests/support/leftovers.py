@@ -118,10 +118,7 @@ class Classifier:
 
     def _areas(self, image: Image, loaded: Loaded) -> dict[Extent, str]:
         """The material of each keyslot."""
-        return {
-            _material(slot): _digest(image, _material(slot))
-            for slot in loaded.raw["keyslots"].values()
-        }
+        return {_material(slot): _digest(image, _material(slot)) for slot in loaded.raw["keyslots"].values()}
 
 
 def tally(classifier: Classifier, images: Iterator[Image]) -> Tally:
@@ -169,4 +166,3 @@ def _material(slot: Mapping[str, Any]) -> Extent:
 
 def _digest(image: Image, area: Extent) -> str:
     return hashlib.blake2b(image.read(area.offset, area.size)).hexdigest()
-

@@ -49,7 +49,9 @@ class Workbench:
 
     def run(self, *command: str, stdin: bytes = b"", **environment: str) -> str:
         """Run and record; the output."""
-        done = record(command, self.image, stdin=stdin, environment={"PYTHONPATH": os.pathsep.join(sys.path), **environment})
+        done = record(
+            command, self.image, stdin=stdin, environment={"PYTHONPATH": os.pathsep.join(sys.path), **environment}
+        )
         assert done.status == 0, done.stderr.decode()
         first, *rest = done.epochs
         self.epochs[-1] += first
