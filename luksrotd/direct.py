@@ -62,18 +62,19 @@ def build_host(
     )
 
 
+def caller_host() -> Host:
+    """The ports for a caller that tells its user itself: recorded in the journal if there is one, never on stderr."""
+    return build_host(journal=SystemdJournal() if Path(JOURNAL_SOCKET).exists() else NoJournal())
+
+
 def volumes() -> Volumes:
-    """The use cases for one caller at a terminal: recorded in the journal if there is one, never on stderr."""
-    return Volumes(build_host(journal=_journal()))
+    """The use cases for one caller at a terminal."""
+    return Volumes(caller_host())
 
 
 def headers() -> Headers:
-    """Header backup and restore, recorded in the journal as the other use cases are."""
-    return Headers(build_host(journal=_journal()), BackupFiles())
-
-
-def _journal() -> Journal:
-    return SystemdJournal() if Path(JOURNAL_SOCKET).exists() else NoJournal()
+    """Header backup and restore, for the same."""
+    return Headers(caller_host(), BackupFiles())
 
 
 def device_ref(path: str, header: str | None = None) -> DeviceRef:
