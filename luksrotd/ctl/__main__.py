@@ -7,7 +7,7 @@ import resource
 import sys
 from collections.abc import Sequence
 
-from luksrotd.ctl import cli, verbs
+from luksrotd.ctl import cli
 from luksrotd.ctl.exits import Exit
 from luksrotd.ctl.interrupt import raise_on_signals
 from luksrotd.ctl.render import render
@@ -32,8 +32,9 @@ def _report(arguments: Sequence[str]) -> Report:
     began = False
     try:
         options = cli.parse(arguments)
-        began = options.verb in ("enroll", "rotate", "reconcile")
-        return verbs.run(options)
+        began = options.writes
+        report: Report = options.run(options)
+        return report
     except LuksrotdError as error:
         return failed(error)
     except BrokenPipeError:  # argparse, printing help; all else that is written or read has its own errors

@@ -21,7 +21,8 @@ class Local:
     """``model.Backend`` without a bus."""
 
     def __init__(self) -> None:
-        self._volumes = direct.volumes()
+        #: The use cases, for the verbs of ``ctl.offline``.
+        self.volumes = direct.volumes()
         self._done = False
 
     async def devices(self) -> Sequence[model.Device]:
@@ -30,9 +31,9 @@ class Local:
 
     async def volume(self, device: model.Device, *, data: bool) -> model.Volume:
         """See ``model.Backend``."""
-        with _permissions():
-            ref = _ref(device)
-            seen, problems = await self._volumes.look(ref), await self._volumes.findings(ref)
+        with permissions():
+            ref = ref_of(device)
+            seen, problems = await self.volumes.look(ref), await self.volumes.findings(ref)
         keys = [
             model.Key(
                 token=key.token.id,
@@ -63,15 +64,15 @@ class Local:
         self, device: model.Device, request: model.KeyRequest, progress: model.Progress
     ) -> model.KeyChange:
         """See ``model.Backend``."""
-        async with self._prepared(request) as (sources, pbkdf, deliver):
-            return _changed(
-                await self._volumes.enroll(
-                    _ref(device),
+        async with self.prepared(request) as (sources, pbkdf, deliver):
+            return changed_key(
+                await self.volumes.enroll(
+                    ref_of(device),
                     sources,
                     data=request.data or {},
                     pbkdf=pbkdf,
                     name=request.name,
-                    progress=self._watched(progress),
+                    progress=self.watched(progress),
                     deliver=deliver,
                 )
             )
@@ -80,28 +81,28 @@ class Local:
         self, device: model.Device, request: model.KeyRequest, progress: model.Progress
     ) -> model.KeyChange:
         """See ``model.Backend``."""
-        async with self._prepared(request) as (sources, pbkdf, deliver):
-            return _changed(
-                await self._volumes.rotate(
-                    _ref(device),
+        async with self.prepared(request) as (sources, pbkdf, deliver):
+            return changed_key(
+                await self.volumes.rotate(
+                    ref_of(device),
                     sources,
                     data=request.data,
                     pbkdf=pbkdf,
                     name=request.name,
-                    progress=self._watched(progress),
+                    progress=self.watched(progress),
                     deliver=deliver,
                 )
             )
 
     async def verify(self, device: model.Device, name: str, credential: int) -> bool:
         """See ``model.Backend``."""
-        with _permissions():
-            return await self._volumes.verify(_ref(device), SecretFd(credential), name=name)
+        with permissions():
+            return await self.volumes.verify(ref_of(device), SecretFd(credential), name=name)
 
     async def reconcile(self, device: model.Device, *, dry_run: bool) -> model.Reconciled:
         """See ``model.Backend``."""
-        with _permissions():
-            done = await self._volumes.reconcile(_ref(device), dry_run=dry_run)
+        with permissions():
+            done = await self.volumes.reconcile(ref_of(device), dry_run=dry_run)
         return model.Reconciled(_findings(done.found), _findings(done.left))
 
     def interrupt(self, task: asyncio.Task[Any]) -> None:
@@ -113,11 +114,10 @@ class Local:
         """Nothing to let go of."""
 
     @asynccontextmanager
-    async def _prepared(
-        self, request: model.KeyRequest
-    ) -> AsyncIterator[tuple[Mapping[str, SecretSource], Pbkdf, Any]]:
+    async def prepared(self, request: model.KeyRequest) -> AsyncIterator[tuple[Mapping[str, SecretSource], Pbkdf, Any]]:
+        """The secrets of ``request``, the cost of the new key, and what hands over a generated one."""
         credential = SecretFd(request.credential)
-        with _permissions():
+        with permissions():
             if isinstance(request.new, int):
                 sources: Mapping[str, SecretSource] = {UNLOCK: credential, NEW: SecretFd(request.new)}
                 yield sources, request.pbkdf or Pbkdf(), _nothing
@@ -130,7 +130,9 @@ class Local:
 
                 yield {UNLOCK: credential, NEW: GenerateInto(fd)}, request.pbkdf or PBKDF_FOR_RANDOM_KEYS, deliver
 
-    def _watched(self, progress: model.Progress) -> model.Progress:
+    def watched(self, progress: model.Progress) -> model.Progress:
+        """``progress``, with an eye on the end: see ``interrupt``."""
+
         def entered(step: str) -> None:
             self._done = step == _DONE
             progress(step)
@@ -142,7 +144,8 @@ async def _nothing() -> None:
     pass
 
 
-def _ref(device: model.Device) -> DeviceRef:
+def ref_of(device: model.Device) -> DeviceRef:
+    """The volume that the user named; raises ``LuksrotdError``."""
     uuid = uuid_of(device.name)
     return direct.device_ref(direct.node_of(uuid) if uuid else device.name, device.header)
 
@@ -151,12 +154,13 @@ def _findings(findings: Iterable[Any]) -> Sequence[model.Finding]:
     return [model.Finding(str(found.code), str(found.action), found.message) for found in findings]
 
 
-def _changed(change: Any) -> model.KeyChange:
+def changed_key(change: Any) -> model.KeyChange:
+    """What a use case says that became of a key."""
     return model.KeyChange(change.name, change.generation, change.keyslot, change.seqid_before, change.seqid_after)
 
 
 @contextmanager
-def _permissions() -> Iterator[None]:
+def permissions() -> Iterator[None]:
     """What the kernel forbids this user is an authorization error, as it would be over the bus."""
     try:
         yield

@@ -107,7 +107,7 @@ def showed(volume: Volume) -> Report:
 
 def changed(verb: str, device: str, change: KeyChange, output: str | None, *, to_stderr: bool) -> Report:
     """The report of ``enroll`` and ``rotate``."""
-    did = {"enroll": "enrolled", "rotate": "rotated"}[verb]
+    did = {"enroll": "enrolled", "rotate": "rotated", "finish": "finished the rotation of"}[verb]
     text = [f"{did} key {change.name} of {device}: generation {change.generation} in keyslot {change.keyslot}"]
     document = {"device": device, **asdict(change), "outcome": str(Outcome.COMMITTED)}
     if output is not None:

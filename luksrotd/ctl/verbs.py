@@ -3,52 +3,98 @@
 
 import argparse
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import Any, Final, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 from luksrotd.ctl import secrets
-from luksrotd.ctl.delivery import ToFile, ToStdout
+from luksrotd.ctl.arguments import (
+    Verbs,
+    add_credential,
+    add_device,
+    add_name,
+    add_new_secret,
+    check_new_secret,
+)
 from luksrotd.ctl.exits import Exit, status_of, worst
 from luksrotd.ctl.interrupt import interruptible
-from luksrotd.ctl.model import Backend, Device, KeyRequest, Reconciled
+from luksrotd.ctl.model import Backend, Device, Reconciled
 from luksrotd.ctl.progress import shown
 from luksrotd.ctl.report import Failed, Report, changed, listed, reconciled, showed, verified
+from luksrotd.ctl.request import device, key_request, prints_key
 from luksrotd.errors import Cancelled, InvalidRequest, LuksrotdError
-from luksrotd.rotation.edits import Pbkdf
-
-#: Bytes; associated data has to fit into the 12 KiB or so of a token's metadata area.
-DATA_LIMIT: Final = 1024 * 1024
 
 T = TypeVar("T")
 Operation = Callable[[Backend], Coroutine[Any, Any, T]]
 
 
-def run(options: argparse.Namespace) -> Report:
-    """Do what the command line says; raises ``LuksrotdError``."""
-    verbs: Mapping[str, Callable[[argparse.Namespace], Report]] = {
-        "list": _list,
-        "show": _show,
-        "enroll": _change_key,
-        "rotate": _change_key,
-        "verify": _verify,
-        "reconcile": _reconcile,
-    }
-    return verbs[options.verb](options)
+def add(verbs: Verbs) -> None:
+    """The verbs that work over the bus too."""
+    verbs.group("volumes")
+    verbs.add(
+        "list", _list, "list the LUKS2 volumes and their managed keys", "luksrotctl list --json", writes=False, bus=True
+    )
+    show = "show everything about one volume, but no secret"
+    add_device(verbs.add("show", _show, show, "luksrotctl show /dev/sda2", writes=False, bus=True))
+    reconcile = verbs.add(
+        "reconcile",
+        _reconcile,
+        "finish what a crash has interrupted; needs no key",
+        "luksrotctl reconcile --all --dry-run",
+        check=_check_reconcile,
+        bus=True,
+    )
+    add_device(reconcile, many=True)
+    reconcile.add_argument("--all", action="store_true", help="all volumes; goes on when one fails")
+    reconcile.add_argument("--dry-run", action="store_true", help="change nothing, only tell what would be done")
+    verbs.group("managed keys")
+    enroll = "luksrotctl enroll /dev/sda2 --generate --output backup.key --data @escrow.json"
+    rotate = "luksrotctl rotate /dev/sda2 --key-file backup.key --new-keyfile next.key"
+    for verb in (
+        verbs.add("enroll", _change_key, "give a volume a managed key", enroll, check=check_new_secret, bus=True),
+        verbs.add(
+            "rotate",
+            _change_key,
+            "replace a managed key by a new one; the old one opens nothing any more",
+            rotate,
+            check=check_new_secret,
+            bus=True,
+        ),
+    ):
+        add_device(verb)
+        add_name(verb)
+        add_credential(verb, "key that unlocks the volume: any of its keys")
+        add_new_secret(verb)
+    verify = verbs.add(
+        "verify",
+        _verify,
+        "tell whether a key is the managed key; changes nothing",
+        "luksrotctl verify /dev/sda2 --key-file backup.key",
+        writes=False,
+        bus=True,
+    )
+    add_device(verify)
+    add_name(verify)
+    add_credential(verify, "key to be checked")
+
+
+def _check_reconcile(options: argparse.Namespace) -> None:
+    if options.all == bool(options.devices):
+        raise InvalidRequest("cannot reconcile: name devices or give --all, one of both")
+    if options.header is not None and len(options.devices) != 1:
+        raise InvalidRequest("cannot use --header: it takes exactly one device")
 
 
 def _list(options: argparse.Namespace) -> Report:
     async def work(backend: Backend) -> Report:
-        devices = await backend.devices()
-        return listed([(device.name, await _tried(backend.volume(device, data=False))) for device in devices])
+        found = await backend.devices()
+        return listed([(one.name, await _tried(backend.volume(one, data=False))) for one in found])
 
     return _call(options, work)
 
 
 def _show(options: argparse.Namespace) -> Report:
     async def work(backend: Backend) -> Report:
-        return showed(await backend.volume(_device(options), data=True))
+        return showed(await backend.volume(device(options), data=True))
 
     return _call(options, work)
 
@@ -57,20 +103,20 @@ def _verify(options: argparse.Namespace) -> Report:
     with secrets.opened(options.key_file, f"Key {options.name} of {options.device}") as credential:
 
         async def work(backend: Backend) -> Report:
-            matches = await backend.verify(_device(options), options.name, credential)
+            matches = await backend.verify(device(options), options.name, credential)
             return verified(options.device, options.name, matches=matches)
 
         return _call(options, work)
 
 
 def _change_key(options: argparse.Namespace) -> Report:
-    with _request(options) as request:
+    with key_request(options) as request:
 
         async def work(backend: Backend) -> Report:
             change = backend.enroll if options.verb == "enroll" else backend.rotate
             with shown() as progress:
-                done = await change(_device(options), request, progress)
-            return changed(options.verb, options.device, done, options.output, to_stderr=_prints_key(options))
+                done = await change(device(options), request, progress)
+            return changed(options.verb, options.device, done, options.output, to_stderr=prints_key(options))
 
         return _call(options, work)
 
@@ -79,11 +125,11 @@ def _reconcile(options: argparse.Namespace) -> Report:
     async def work(backend: Backend) -> Report:
         devices = await backend.devices() if options.all else [Device(name, options.header) for name in options.devices]
         results = []
-        for device in devices:
-            result = await _tried(backend.reconcile(device, dry_run=options.dry_run))
+        for one in devices:
+            result = await _tried(backend.reconcile(one, dry_run=options.dry_run))
             if isinstance(result, Failed) and (len(options.devices) == 1 or isinstance(result.error, Cancelled)):
                 raise result.error
-            results.append((device.name, result))
+            results.append((one.name, result))
         return reconciled(results, worst(_status(result) for _, result in results), dry_run=options.dry_run)
 
     return _call(options, work)
@@ -123,59 +169,3 @@ def _backend(*, direct: bool) -> Backend:
     from luksrotd.ctl.remote import Remote  # noqa: PLC0415 - see above
 
     return Remote()
-
-
-def _device(options: argparse.Namespace) -> Device:
-    return Device(options.device, options.header)
-
-
-def _prints_key(options: argparse.Namespace) -> bool:
-    return bool(options.generate) and options.output is None
-
-
-@contextmanager
-def _request(options: argparse.Namespace) -> Iterator[KeyRequest]:
-    data, pbkdf = _data(options.data), _pbkdf(options)
-    with ExitStack() as stack:
-        credential = stack.enter_context(secrets.opened(options.key_file, f"Any key of {options.device}"))
-        new: int | ToFile | ToStdout
-        if not options.generate:
-            prompt = f"New key {options.name} of {options.device}"
-            new = stack.enter_context(secrets.opened(options.new_keyfile, prompt, confirm=True))
-        elif options.output is not None:
-            new = stack.enter_context(ToFile(options.output))
-        else:
-            new = ToStdout()
-        yield KeyRequest(options.name, credential, new, data, pbkdf)
-
-
-def _data(option: str | None) -> Mapping[str, Any] | None:
-    """The value of --data; raises ``InvalidRequest``."""
-    if option is None:
-        return None
-    from luksrotd.rotation.token import parse_data  # noqa: PLC0415 - only where it is needed: start-up stays fast
-
-    if not option.startswith("@"):
-        return parse_data(option)
-    path = option.removeprefix("@")
-    try:
-        with Path(path).open("rb") as file:
-            text = file.read(DATA_LIMIT + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a path"
-        raise InvalidRequest(f"cannot read the associated data from {path}: {reason}") from error
-    if len(text) > DATA_LIMIT:
-        raise InvalidRequest(f"cannot use the associated data: it is longer than {DATA_LIMIT} bytes")
-    try:
-        return parse_data(text.decode())
-    except UnicodeDecodeError as error:
-        raise InvalidRequest("cannot use the associated data: it is not UTF-8") from error
-
-
-def _pbkdf(options: argparse.Namespace) -> Pbkdf | None:
-    """None if the command line says nothing of it; raises ``InvalidRequest``."""
-    cost = (options.pbkdf_force_iterations, options.pbkdf_memory, options.pbkdf_parallel)
-    if options.pbkdf is None and cost == (None, None, None):
-        return None
-    iterations, memory, parallel = cost
-    return Pbkdf(options.pbkdf or Pbkdf().type, iterations=iterations, memory_kib=memory, parallel=parallel)

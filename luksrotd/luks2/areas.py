@@ -51,6 +51,12 @@ def merge(extents: Iterable[Extent]) -> tuple[Extent, ...]:
     return tuple(merged)
 
 
+def whole_blocks(extent: Extent, block: int) -> Extent:
+    """The blocks of ``block`` bytes that ``extent`` touches."""
+    start = extent.offset // block * block
+    return Extent(start, -(-extent.end // block) * block - start)
+
+
 def _gaps(space: Extent, used: Iterable[Extent]) -> Iterator[Extent]:
     position = space.offset
     for extent in sorted(used):

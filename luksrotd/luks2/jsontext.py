@@ -15,6 +15,8 @@ from luksrotd.errors import FormatError
 
 #: Levels of nesting that json-c reads, a scalar counted as a level (JSON_TOKENER_DEFAULT_DEPTH).
 DEPTH_MAX: Final = 32
+#: The same within a token, which stands on the third level.
+TOKEN_DEPTH_MAX: Final = DEPTH_MAX - 2
 
 #: NUL, at which C strings end, and lone surrogates, which are no text in UTF-8.
 _ODD: Final = re.compile("[\0\ud800-\udfff]")

@@ -18,7 +18,9 @@ from luksrotd.rotation.token import BackupToken, KeyState
 from luksrotd.rotation.view import DeviceView, ManagedKey
 
 #: Tokens that unlock their keyslot themselves: without them it would not open any more.
-UNLOCKING_TYPES: Final = frozenset({"systemd-tpm2", "systemd-fido2", "systemd-pkcs11", "clevis", "luks2-keyring"})
+UNLOCKING_TYPES: Final = frozenset(
+    {"systemd-tpm2", "systemd-fido2", "systemd-pkcs11", "clevis", "luks2-keyring", "ssh"}
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,9 @@ def remove(view: DeviceView, name: str) -> Change:
         return Change((RemoveToken(key.token.id),))
     policy.complete(key, "remove")
     survivors = policy.ways_in(view, without=key.token.keyslots)
-    return retire(view, key.token.keyslots, [key.token.id], survivors=survivors)
+    change = retire(view, key.token.keyslots, [key.token.id], survivors=survivors)
+    policy.check_retirement(view, change)
+    return change
 
 
 def set_data(view: DeviceView, name: str, data: Mapping[str, Any]) -> Change:
@@ -130,6 +132,7 @@ def successor(token: BackupToken, keyslot: int, request: RotateRequest) -> Backu
         data=data,
         wipe=(),
         fingerprint=None,
+        expires_at="",
         retires=None,
         group=None,
     )

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What luksrotd refuses to do to a volume, before anything is written; the decisions stand on these checks."""
 
-from collections.abc import Iterable
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, assert_never
 
 from luksrotd.errors import (
     ForeignSignature,
+    InvalidRequest,
     LastKeyslot,
     MetadataFull,
     NeedsPerson,
@@ -15,7 +16,7 @@ from luksrotd.errors import (
     RequirementsPresent,
     UnknownKey,
 )
-from luksrotd.luks2 import layout, metadata
+from luksrotd.luks2 import jsontext, layout, metadata
 from luksrotd.rotation.change import Change
 from luksrotd.rotation.edits import AddKeyslot, DestroyKeyslot, Edit, RemoveToken, SetToken
 from luksrotd.rotation.lineage import Lineage, lineage
@@ -88,7 +89,8 @@ def check_retirement(view: DeviceView, change: Change) -> None:
 def check_room(view: DeviceView, edits: Iterable[Edit]) -> None:
     """Refuse early what libcryptsetup would refuse on the shadow; raises ``NoFreeArea`` or ``MetadataFull``.
 
-    The metadata area must hold what stands there at the fullest moment, in the order of ``edits``.
+    The metadata area must hold what stands there at the fullest moment, in the order of ``edits``.  Raises
+    ``InvalidRequest`` for a token that libcryptsetup could not read back.
     """
     edits = tuple(edits)
     _check_areas(view, sum(isinstance(edit, AddKeyslot) for edit in edits))
@@ -100,12 +102,15 @@ def check_room(view: DeviceView, edits: Iterable[Edit]) -> None:
             case AddKeyslot():
                 reserved += KEYSLOT_JSON_MAX
             case SetToken(token, body, fingerprint_of):
+                _check_depth(token, body)
                 raw["tokens"][str(token)] = body
                 reserved += 0 if fingerprint_of is None else FINGERPRINT_JSON_MAX
             case RemoveToken(token):
                 raw["tokens"].pop(str(token), None)
             case DestroyKeyslot(keyslot):
                 keyslots.pop(str(keyslot), None)
+            case _ as unreachable:  # pragma: no cover - mypy proves it
+                assert_never(unreachable)
         if isinstance(edit, AddKeyslot | SetToken):
             size = len(metadata.serialise({**raw, "keyslots": keyslots})) + reserved
             if size >= limit:
@@ -134,6 +139,11 @@ def free_token(view: DeviceView) -> int:
 def ways_in(view: DeviceView, without: Iterable[int] = ()) -> frozenset[int]:
     """The keyslots that open the volume, but for some."""
     return frozenset(slot for slot in view.metadata.keyslots if view.metadata.opens_volume(slot)) - set(without)
+
+
+def _check_depth(token: int, body: Mapping[str, Any]) -> None:
+    if any(depth > jsontext.TOKEN_DEPTH_MAX for _, depth in jsontext.walk(body)):
+        raise InvalidRequest(f"cannot write token {token}: it is nested deeper than {jsontext.TOKEN_DEPTH_MAX} levels")
 
 
 def _check_areas(view: DeviceView, count: int) -> None:

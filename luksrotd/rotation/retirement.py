@@ -7,6 +7,7 @@ from typing import Any
 
 from luksrotd.errors import NoFreeKeyslot
 from luksrotd.luks2 import layout
+from luksrotd.luks2.areas import Extent
 from luksrotd.rotation import token as tokens
 from luksrotd.rotation.change import Change
 from luksrotd.rotation.edits import DestroyKeyslot, Edit, RemoveToken, SetToken
@@ -30,26 +31,28 @@ def retire(
     carrier: Carrier | None = None,
     first: tuple[Edit, ...] = (),
     survivors: frozenset[int] | None = None,
+    also: tuple[Extent, ...] = (),
 ) -> Change:
-    """The change that makes the edits ``first``, then removes ``keyslots`` and the tokens ``remove``.
+    """The change that removes the tokens ``remove``, makes the edits ``first``, then removes ``keyslots``.
 
     The wipe intent goes into the carrier, else into a wipe record of its own, which takes the number of a token that
-    goes where there is one.  Raises ``NoFreeKeyslot`` if there is no number for it.
+    goes where there is one.  ``also``: further ranges for it.  Tokens go first: what they leave is room enough for the
+    intent.  Raises ``NoFreeKeyslot`` if there is no number for it.
     """
     keyslots, remove = tuple(keyslots), tuple(remove)
     destroyed = tuple(DestroyKeyslot(keyslot) for keyslot in keyslots)
     removed = tuple(RemoveToken(token) for token in remove)
-    areas = [view.metadata.keyslots[keyslot].area for keyslot in keyslots]
+    areas = [*(view.metadata.keyslots[keyslot].area for keyslot in keyslots), *also]
     if carrier is not None:
         last = SetToken(carrier.token, dict(carrier.body), carrier.fingerprint_of)
         pending = SetToken(carrier.token, tokens.with_intent(carrier.body, areas), carrier.fingerprint_of)
-        return Change((*first, pending, *destroyed, *removed), (last,) if areas else (), survivors=survivors)
+        return Change((*removed, *first, pending, *destroyed), (last,) if areas else (), survivors=survivors)
     if not areas:
-        return Change((*first, *removed), survivors=survivors)
+        return Change((*removed, *first), survivors=survivors)
     number = remove[0] if remove else _free_token(view, first)
     record = SetToken(number, tokens.record(areas))
     others = tuple(edit for edit in removed if edit.token != number)
-    return Change((*first, record, *destroyed, *others), (RemoveToken(number),), survivors=survivors)
+    return Change((*others, *first, record, *destroyed), (RemoveToken(number),), survivors=survivors)
 
 
 def _free_token(view: DeviceView, edits: Iterable[Edit]) -> int:

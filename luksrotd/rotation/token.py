@@ -43,6 +43,8 @@ NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 #: Nesting of the associated data: well below json-c's limit of 32 for the whole header.
 DATA_DEPTH_MAX: Final = 16
 GENERATION_MAX: Final = 2**31 - 1
+#: Volumes in a set.
+GROUP_MAX: Final = 4096
 #: Ranges in a wipe intent: one for each keyslot that a header can have.
 WIPE_MAX: Final = KEYSLOTS_MAX
 
@@ -56,12 +58,20 @@ class KeyState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Group:
+    """A set of volumes that get a new key together: its id, and how many volumes belong to it."""
+
+    id: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class BackupToken:
     """A token of ours.
 
     ``rotated_at`` and ``expires_at`` (of a staged key; '' for never) are RFC 3339 UTC text, ``wipe`` are byte ranges of
     the device.  ``retires``: the tokens that this one replaces, while the stepwise engine has not settled it.
-    ``group``: the set of volumes that a staged key belongs to.  ``adopted``: the token that was here before ours, or
+    ``group``: the set of volumes that the key was staged on.  ``adopted``: the token that was here before ours, or
     an empty object if there was none.
     """
 
@@ -76,7 +86,7 @@ class BackupToken:
     fingerprint: str | None = None
     expires_at: str = ""
     retires: tuple[int, ...] | None = None
-    group: str | None = None
+    group: Group | None = None
     adopted: Mapping[str, Any] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -121,7 +131,7 @@ def parse(token: Token) -> BackupToken:
         _text(raw, "fingerprint", where),
         _text(raw, "expires_at", where) or "",
         _retires(raw, where),
-        _text(raw, "group", where),
+        _group(raw, where),
         adopted,
         {member: value for member, value in raw.items() if member not in MEMBERS},
     )
@@ -155,7 +165,7 @@ def body(token: BackupToken) -> dict[str, Any]:
         "wipe": _ranges(token.wipe),
         "fingerprint": token.fingerprint,
         "expires_at": token.expires_at,
-        "group": token.group,
+        "group": token.group and {"id": token.group.id, "size": token.group.size},
     }
     written |= {member: value for member, value in optional.items() if value}
     if token.retires is not None:
@@ -188,6 +198,17 @@ def moment(text: str) -> datetime | None:
         return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
     except ValueError:
         return None
+
+
+def check_group(group: Group) -> Group:
+    """``group`` if a set may be called so, and be so large; raises ``InvalidRequest``."""
+    if not NAME.fullmatch(group.id):
+        raise InvalidRequest(
+            "cannot use this id of a set: it takes 1 to 64 letters, digits, dots, underscores or dashes"
+        )
+    if not 1 <= group.size <= GROUP_MAX:
+        raise InvalidRequest(f"cannot have a set of {group.size} volumes: it takes 1 to {GROUP_MAX}")
+    return group
 
 
 def check_name(name: str) -> str:
@@ -233,6 +254,16 @@ def _text(raw: Mapping[str, Any], member: str, where: str) -> str | None:
     if not (value is None or isinstance(value, str)):
         _fail(where, f"{member} is not a string")
     return value
+
+
+def _group(raw: Mapping[str, Any], where: str) -> Group | None:
+    value = raw.get("group")
+    if value is None:
+        return None
+    found, size = (value.get("id"), value.get("size")) if isinstance(value, dict) else (None, None)
+    if not isinstance(found, str) or not NAME.fullmatch(found) or type(size) is not int or not 1 <= size <= GROUP_MAX:
+        _fail(where, "the group is not an id and a number of volumes")
+    return Group(found, size)
 
 
 def _retires(raw: Mapping[str, Any], where: str) -> tuple[int, ...] | None:

@@ -17,8 +17,8 @@ Entered = Callable[[Phase], None]
 def run(plan: CommitPlan, device: HeaderDevice, entered: Entered) -> None:
     """Write the steps of ``plan`` in their order, each followed by a checked flush, and read the result back.
 
-    Raises ``Conflict`` if the device does not hold ``plan.base`` (nothing has been written), ``DeviceError`` or
-    ``ConsistencyError`` with the outcome that the device shows afterwards.
+    Raises ``Conflict`` if the device does not hold ``plan.base`` and ``plan.held`` (nothing has been written),
+    ``DeviceError`` or ``ConsistencyError`` with the outcome that the device shows afterwards.
     """
     try:
         _settle(plan, device)
@@ -43,6 +43,8 @@ def _settle(plan: CommitPlan, device: HeaderDevice) -> None:
         device.flush()
     if device.read_medium(0, len(plan.base)) != plan.base:
         raise Conflict("cannot commit: another tool has changed the header meanwhile")
+    if any(device.read_medium(there.offset, len(there.data)) != there.data for there in plan.held):
+        raise Conflict("cannot commit: another tool has changed a keyslot meanwhile")
 
 
 def _write(step: Step, device: HeaderDevice) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The contract around the verbs: exit statuses, help, the man page, what is loaded when."""
 
+import argparse
 import re
 import subprocess
 import sys
@@ -12,9 +13,21 @@ from luksrotd.ctl.cli import build_parser
 from luksrotd.ctl.exits import Exit, status_of, worst
 from luksrotd.ctl.naming import uuid_of
 from luksrotd.errors import Outcome, leaves
-from tests.ctl.conftest import ROOT, ctl, environment, works
+from tests.ctl.conftest import ROOT, ctl, environment, fails, works
 
-VERBS = ("list", "show", "enroll", "rotate", "verify", "reconcile")
+
+def verbs_of(parser, *path):
+    """All verbs with their parsers, "header backup" say."""
+    nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not nested:
+        yield " ".join(path), parser
+    for action in nested:
+        for name, verb in action.choices.items():
+            yield from verbs_of(verb, *path, name)
+
+
+VERBS = dict(verbs_of(build_parser()))
+DIRECT_ONLY = [name for name, verb in VERBS.items() if not verb.get_default("bus")]
 STATUS = {
     "InvalidArgs": 2,
     "NeedsPerson": 3,
@@ -48,9 +61,24 @@ def test_uuids():
 
 @pytest.mark.parametrize("verb", ["", *VERBS])
 def test_help(verb):
-    text = works(*filter(None, [verb]), "--help")
+    text = works(*verb.split(), "--help")
     assert "example" in text
     assert f"luksrotctl {verb}".strip() in text
+    assert ("Works with --direct only" in text) == (verb in DIRECT_ONLY)
+
+
+def test_help_lists_every_verb():
+    listed = re.findall(r"^  ([a-z][a-z -]*?)  +\S", works("--help"), re.MULTILINE)
+    assert set(VERBS) <= set(listed)
+
+
+@pytest.mark.parametrize("verb", DIRECT_ONLY)
+def test_no_bus_yet(verb):
+    required = [action.metavar for action in VERBS[verb]._actions if not action.option_strings and action.nargs != "*"]
+    options = [
+        f"{action.option_strings[0]}=1" for action in VERBS[verb]._actions if action.required and action.option_strings
+    ]
+    assert "use --direct" in fails(2, *verb.split(), *required, *options)["message"]
 
 
 def test_version():
@@ -61,7 +89,7 @@ def test_man_page_builds_and_names_every_option_and_status():
     page = MAN.read_text()
     built = subprocess.run(["scdoc"], input=page.encode(), capture_output=True, check=True)
     assert built.stderr == b""
-    parsers = [build_parser(), *build_parser()._subparsers._group_actions[0].choices.values()]
+    parsers = [build_parser(), *VERBS.values()]
     options = {option for parser in parsers for action in parser._actions for option in action.option_strings}
     named = set(re.findall(r"\*(--?[a-z-]+)\*", page))
     assert options - {"-h"} <= named

@@ -63,7 +63,7 @@ def test_direct_mode_cancels_until_all_is_done(step, stopped):
 
     async def work():
         local = Local()
-        local._watched(lambda _: None)(step)
+        local.watched(lambda _: None)(step)
         local.interrupt(asyncio.current_task())
         await asyncio.sleep(0)
 

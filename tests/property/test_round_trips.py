@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What is written is what is read."""
 
+import json
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from luksrotd.luks2.layout import Which
 from luksrotd.luks2.metadata import Token
 from luksrotd.rotation import token as tokens
 from luksrotd.rotation.protocol import BLOCK, header_writes
+from luksrotd.rotation.token import BackupToken, KeyState
 from tests.support import forge
 from tests.support.simengine import HDR_SIZE, make_volume
 
@@ -77,28 +79,50 @@ def test_unknown_members_survive(place, members):
     assert metadata.parse(metadata.serialise(found.raw) + b"\0", HDR_SIZE) == found
 
 
-@given(
-    st.from_regex(tokens.NAME, fullmatch=True),
-    st.integers(1, tokens.GENERATION_MAX),
-    st.integers(0, 31),
-    objects,
-    st.datetimes(timezones=st.just(UTC), min_value=datetime(2000, 1, 1), max_value=datetime(2999, 1, 1)),  # noqa: DTZ001 - the zone is given beside it
-    st.lists(extents, max_size=3),
-    objects,
+numbers = st.lists(st.integers(0, 31), max_size=3, unique=True).map(tuple)
+moments = st.datetimes(min_value=datetime(2000, 1, 1), max_value=datetime(2999, 1, 1)).map(  # noqa: DTZ001 - utc() wants no zone
+    lambda moment: tokens.utc(moment.replace(microsecond=0))
 )
-def test_a_token(name, generation, keyslot, data, now, wipe, extra):
-    extra = {f"x-{member}": value for member, value in extra.items()}
-    raw = tokens.body(name, generation, keyslot, data, now, wipe, extra)
-    found = tokens.parse(Token(1, "luksrotd", (keyslot,), raw))
-    assert (found.name, found.generation, found.data, found.wipe, found.extra) == (
-        name,
-        generation,
-        data,
-        tuple(wipe),
-        extra,
-    )
-    assert datetime.fromisoformat(found.rotated_at) == now.replace(microsecond=0)
-    assert tokens.parse(Token(1, "luksrotd", (keyslot,), tokens.without_intent(raw))) == replace(found, wipe=())
+ours = st.builds(
+    BackupToken,
+    id=st.just(1),
+    keyslots=numbers,
+    name=st.from_regex(tokens.NAME, fullmatch=True),
+    generation=st.integers(1, tokens.GENERATION_MAX),
+    state=st.sampled_from(KeyState),
+    rotated_at=moments,
+    data=objects,
+    wipe=st.lists(extents, max_size=3).map(tuple),
+    fingerprint=st.none() | texts.filter(bool),
+    expires_at=st.just("") | moments,
+    retires=st.none() | numbers,
+    group=st.none()
+    | st.builds(tokens.Group, st.from_regex(tokens.NAME, fullmatch=True), st.integers(1, tokens.GROUP_MAX)),
+    adopted=st.none() | objects,
+    extra=objects.map(lambda extra: {f"x-{member}": value for member, value in extra.items()}),
+)
+
+
+@given(ours)
+def test_a_token(token):
+    raw = json.loads(json.dumps(tokens.body(token)))
+    assert tokens.parse(Token(1, "luksrotd", token.keyslots, raw)) == token
+    cleared = Token(1, "luksrotd", token.keyslots, tokens.with_intent(raw, ()))
+    assert tokens.parse(cleared) == replace(token, wipe=())
+
+
+@given(moments)
+def test_a_time(text):
+    moment = tokens.moment(text)
+    assert moment == datetime.fromisoformat(text)
+    assert moment is not None
+    assert tokens.utc(moment) == text
+
+
+@given(st.lists(extents, min_size=1, max_size=3).map(tuple))
+def test_a_wipe_record(wipe):
+    raw = json.loads(json.dumps(tokens.record(wipe)))
+    assert tokens.parse_record(Token(1, "luksrotd-wipe", (), raw)).wipe == wipe
 
 
 blocks = st.lists(st.sampled_from([b"a" * BLOCK, b"b" * BLOCK]), min_size=4, max_size=8)

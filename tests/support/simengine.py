@@ -165,13 +165,15 @@ class SimSession:
 
     def _edit(self, raw: dict[str, Any], edit: Edit, copy: HeaderCopy) -> None:
         match edit:
-            case AddKeyslot(keyslot, secret, pbkdf):
+            case AddKeyslot(keyslot, secret, pbkdf, token):
                 assert self._unlocked
                 area = _first_fit(copy)
                 salt = self._engine.salt()
                 kdf = {"type": pbkdf.type, "hash": pbkdf.hash or "sha256", "iterations": pbkdf.iterations or 1000}
                 raw["keyslots"][str(keyslot)] = _keyslot(area, salt, kdf)
                 raw["digests"]["0"]["keyslots"].append(str(keyslot))
+                if token is not None:
+                    raw["tokens"][str(token)]["keyslots"].append(str(keyslot))
                 self._shadow.write(area.offset, material(self._secrets[secret], salt))
             case SetToken(token, body, fingerprint_of):
                 raw["tokens"][str(token)] = dict(body)

@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 from luksrotd.luks2.pair import Pair, parse_pair
 from luksrotd.ports import DeviceRef, Host, SecretFd
 from luksrotd.rotation.edits import Pbkdf
-from luksrotd.service.volume import KeyChange, Reconciled, Volumes
+from luksrotd.service.reconciling import Reconciled
+from luksrotd.service.volume import KeyChange, Volumes
 from tests.support.simdisk import SimDevices, SimDisk
 from tests.support.simengine import SimEngine
-from tests.support.simhost import SimClock, SimEntropy, SimJournal, SimProbe
+from tests.support.simhost import SimClock, SimEntropy, SimInventories, SimJournal, SimProbe
 from tests.support.simlocks import SimLocks
 from tests.support.simshadow import SimShadows
 
@@ -36,8 +37,18 @@ class Simulation:
         self.probe = SimProbe()
         self.shadows = SimShadows()
         self.devices = SimDevices(self.disk)
+        self.clock = SimClock()
+        self.inventories = SimInventories()
         self.host = Host(
-            self.devices, self.locks, self.shadows, self.engine, self.probe, SimEntropy(seed), SimClock(), self.journal
+            self.devices,
+            self.locks,
+            self.shadows,
+            self.engine,
+            self.probe,
+            SimEntropy(seed),
+            self.clock,
+            self.journal,
+            self.inventories,
         )
         self.volumes = Volumes(self.host)
         self.ref = DeviceRef("/dev/sim0")
@@ -61,9 +72,9 @@ class Simulation:
         with secrets(unlock=unlock, new=new) as sources:
             return run(self.volumes.rotate(self.ref, sources, data=data, pbkdf=CHEAP))
 
-    def reconcile(self, *, dry_run: bool = False) -> Reconciled:
+    def reconcile(self, *, dry_run: bool = False, retire_expired: bool = False) -> Reconciled:
         """Reconcile the volume."""
-        return run(self.volumes.reconcile(self.ref, dry_run=dry_run))
+        return run(self.volumes.reconcile(self.ref, dry_run=dry_run, retire_expired=retire_expired))
 
 
 @functools.cache

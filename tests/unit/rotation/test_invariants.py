@@ -98,18 +98,19 @@ def test_I1_a_token_that_describes_another_key():
 def test_I3_a_keyslot_without_its_token():
     image = forge.edited(OURS, lambda raw: raw["tokens"].pop("0"))
     assert violations(image) == {
-        ("I3", "0 tokens name key 'backup'"),
+        ("I3", "unexpected generations of key 'backup': none"),
         ("I3", "a keyslot of key 'backup' has no token"),
     }
 
 
 def test_I3_two_live_pairs():
-    assert ("I3", "2 tokens name key 'backup'") in violations(forge.with_token(OURS, 0, 1))
+    two = forge.with_token(OURS, 0, 1, generation=2)
+    assert ("I3", "unexpected generations of key 'backup': 1 (active), 2 (active)") in violations(two)
 
 
 def test_I3_a_generation_that_never_was():
     image = forge.edited(OURS, lambda raw: raw["tokens"]["0"].update(generation=7))
-    assert violations(image) == {("I3", "key 'backup' has unexpected generation 7")}
+    assert violations(image) == {("I3", "unexpected generations of key 'backup': 7 (active)")}
 
 
 @pytest.mark.parametrize(

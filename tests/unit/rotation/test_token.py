@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+import json
+from dataclasses import replace
+
 import pytest
 
 from luksrotd.errors import FormatError, InvalidRequest
 from luksrotd.luks2.areas import Extent
 from luksrotd.luks2.metadata import Token
 from luksrotd.rotation import token as tokens
-from luksrotd.rotation.token import KeyState
+from luksrotd.rotation.token import BackupToken, KeyState
 from tests.support import forge
 from tests.support.planning import NOW
 
@@ -23,22 +26,77 @@ def test_what_is_not_there_has_its_default():
     assert (found.wipe, found.fingerprint, found.extra) == ((), None, {})
 
 
-def test_body_and_parse_are_inverse():
-    wipe = (Extent(4096, 8192), Extent(65536, 4096))
-    raw = tokens.body("spare", 4, 3, {"a": [1]}, NOW, wipe, {"x-unknown": 1})
-    found = tokens.parse(Token(7, "luksrotd", (3,), raw))
-    assert (found.name, found.generation, found.data, found.wipe) == ("spare", 4, {"a": [1]}, wipe)
-    assert (found.state, found.rotated_at, found.extra) == (KeyState.ACTIVE, "2026-03-04T05:06:07Z", {"x-unknown": 1})
-    assert raw["keyslots"] == ["3"]
+FULL = BackupToken(
+    id=7,
+    keyslots=(3,),
+    name="spare",
+    generation=4,
+    state=KeyState.STAGED,
+    rotated_at="2026-03-04T05:06:07Z",
+    data={"a": [1]},
+    wipe=(Extent(4096, 8192), Extent(65536, 4096)),
+    fingerprint="sha256:" + "0" * 64,
+    expires_at="2026-04-03T05:06:07Z",
+    retires=(0, 31),
+    group=tokens.Group("rack-4", 3),
+    adopted={"type": "systemd-recovery", "keyslots": ["3"]},
+    extra={"x-unknown": 1},
+)
+FIRST = BackupToken(7, (3,), "backup", 1, KeyState.ACTIVE, "2026-03-04T05:06:07Z", {})
 
 
-def test_a_body_without_ranges_has_no_intent():
-    assert "wipe" not in tokens.body("backup", 1, 0, {}, NOW)
+@pytest.mark.parametrize("token", [FULL, FIRST, replace(FULL, retires=(), adopted={}), replace(FIRST, keyslots=())])
+def test_body_and_parse_are_inverse(token):
+    raw = tokens.body(token)
+    assert tokens.parse(Token(7, "luksrotd", token.keyslots, raw)) == token
+    assert json.loads(json.dumps(raw)) == raw
 
 
-def test_clearing_the_intent_keeps_everything_else():
-    raw = tokens.body("backup", 2, 0, {"a": 1}, NOW, [Extent(4096, 4096)], {"x-unknown": 1})
-    assert tokens.without_intent(raw) == {name: value for name, value in raw.items() if name != "wipe"}
+def test_a_body_leaves_out_what_has_its_default():
+    assert tokens.body(FIRST).keys() == {
+        "type", "keyslots", "version", "name", "generation", "state", "rotated_at", "data",
+    }  # fmt: skip
+    assert tokens.body(FULL).keys() == {*tokens.MEMBERS, "x-unknown"}
+
+
+def test_the_intent_is_set_and_cleared_and_everything_else_is_kept():
+    raw = tokens.body(FULL)
+    cleared = tokens.with_intent(raw, ())
+    assert cleared == {name: value for name, value in raw.items() if name != "wipe"}
+    assert tokens.with_intent(cleared, FULL.wipe) == raw
+    assert tokens.with_intent(raw, FULL.wipe[:1])["wipe"] == forge.intent(FULL.wipe[0])
+
+
+def test_a_time_is_read_as_it_was_written():
+    assert tokens.moment(tokens.utc(NOW)) == NOW
+    assert tokens.moment("") is tokens.moment("2026-03-04") is None
+
+
+# ---- the wipe record
+
+
+def record(keyslots: tuple[int, ...] = (), **members: object) -> tokens.WipeRecord:
+    return tokens.parse_record(Token(5, "luksrotd-wipe", keyslots, tokens.record(FULL.wipe) | members))
+
+
+def test_a_wipe_record_is_read_as_it_was_written():
+    assert record() == tokens.WipeRecord(5, FULL.wipe)
+    assert tokens.record(FULL.wipe).keys() == {"type", "keyslots", "version", "wipe"}
+
+
+@pytest.mark.parametrize(
+    ("keyslots", "members", "message"),
+    [
+        ((1,), {}, "names a keyslot"),
+        ((), {"wipe": []}, "names no range"),
+        ((), {"version": 2}, "schema version '2'"),
+        ((), {"wipe": [1]}, "not an object"),
+    ],
+)
+def test_a_malformed_wipe_record_is_refused(keyslots, members, message):
+    with pytest.raises(FormatError, match=message) as caught:
+        record(keyslots, **members)
+    assert "token 5" in caught.value.message
 
 
 @pytest.mark.parametrize(
@@ -65,6 +123,13 @@ def test_clearing_the_intent_keeps_everything_else():
         ({"state": None}, "state"),
         ({"rotated_at": 1}, "rotated_at"),
         ({"fingerprint": 1}, "fingerprint"),
+        ({"expires_at": 1}, "expires_at"),
+        ({"group": []}, "group"),
+        ({"retires": "0"}, "retires is not"),
+        ({"retires": [0]}, "retires is not"),
+        ({"retires": ["00"]}, "retires is not"),
+        ({"retires": ["32"]}, "retires is not"),
+        ({"adopted": []}, "adopted"),
         ({"wipe": {}}, "not an array"),
         ({"wipe": forge.intent(Extent(4096, 4096)) * 33}, "not an array of at most 32"),
         ({"wipe": [4096]}, "not an object"),

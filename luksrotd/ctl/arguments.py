@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The parts of the command line: the parser, its verbs in groups, and the options that several verbs share."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any, Final, NoReturn
+
+from luksrotd import names
+from luksrotd.ctl.report import Report
+from luksrotd.errors import InvalidRequest
+from luksrotd.rotation.edits import PBKDF_TYPES
+
+_DEVICE_HELP: Final = "block device, UUID=… or a LUKS UUID; with --direct also an image file"
+
+
+Run = Callable[[argparse.Namespace], Report]
+Check = Callable[[argparse.Namespace], None]
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises ``InvalidRequest`` for wrong usage, instead of printing and leaving."""
+
+    def __init__(self, **keywords: Any) -> None:
+        keywords.setdefault("allow_abbrev", False)
+        keywords.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**keywords)
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse."""
+        raise InvalidRequest(f"cannot understand the command line: {message}; see {self.prog} --help")
+
+
+class Verbs:
+    """The verbs, which modules add in groups; ``overview`` is what the help of the whole program says of them."""
+
+    def __init__(self, parser: Parser) -> None:
+        self._top = _subparsers(parser, "verb")
+        self._nested: dict[str, Any] = {}
+        self._groups: dict[str, list[tuple[str, str]]] = {}
+        self._title = ""
+
+    def group(self, title: str) -> None:
+        """Verbs that are added from now on stand under this title."""
+        self._title = title
+
+    def add(
+        self,
+        name: str,
+        run: Run,
+        summary: str,
+        example: str,
+        *,
+        check: Check = lambda _: None,
+        writes: bool = True,
+        bus: bool = False,
+    ) -> Parser:
+        """A new verb, whose own arguments the caller adds; "header backup" is the verb ``backup`` of ``header``.
+
+        ``run`` does it, ``check`` refuses options that do not go together (``InvalidRequest``).  ``writes``: it may
+        change a volume.  ``bus``: it works over the bus too; the others need --direct.
+        """
+        self._groups.setdefault(self._title, []).append((name, summary))
+        parent, _, last = name.rpartition(" ")
+        text = f"{summary[0].upper()}{summary[1:]}." + ("" if bus else "\nWorks with --direct only, so far.")
+        verb: Parser = self._parent(parent).add_parser(last, description=text, epilog=f"example:\n  {example}")
+        verb.set_defaults(run=run, check=check, writes=writes, bus=bus)
+        add_common(verb, argparse.SUPPRESS)
+        return verb
+
+    @property
+    def overview(self) -> str:
+        """All verbs, by group."""
+        width = max(len(name) for group in self._groups.values() for name, _ in group)
+        return "\n\n".join(
+            "\n".join((f"{title}:", *(f"  {name.ljust(width)}  {summary}" for name, summary in group)))
+            for title, group in self._groups.items()
+        )
+
+    def _parent(self, name: str) -> Any:
+        if not name:
+            return self._top
+        if name not in self._nested:
+            self._nested[name] = _subparsers(self._top.add_parser(name), "action")
+        return self._nested[name]
+
+
+def _subparsers(parser: Parser, dest: str) -> Any:
+    metavar, prog = dest.upper(), parser.prog
+    parser.usage = f"{prog} [--direct] [--json] {metavar} ..."
+    return parser.add_subparsers(
+        dest=dest, metavar=metavar, required=True, prog=prog, parser_class=Parser, help=argparse.SUPPRESS
+    )
+
+
+def add_common(parser: argparse.ArgumentParser, default: Any) -> None:
+    """Options that may stand before the verb and behind it."""
+    help_direct = "work in this process, as root, without the daemon"
+    parser.add_argument("--direct", action="store_true", default=default, help=help_direct)
+    help_json = "print one JSON document, errors too"
+    parser.add_argument("--json", action="store_true", default=default, help=help_json)
+
+
+def add_device(parser: argparse.ArgumentParser, *, many: bool = False) -> None:
+    """DEVICE, or any number of them, as ``options.device`` or ``options.devices``."""
+    if many:
+        parser.add_argument("devices", metavar="DEVICE", nargs="*", help=_DEVICE_HELP)
+    else:
+        parser.add_argument("device", metavar="DEVICE", help=_DEVICE_HELP)
+    parser.add_argument("--header", metavar="FILE", help="detached LUKS2 header of DEVICE (with --direct)")
+
+
+def add_name(parser: argparse.ArgumentParser) -> None:
+    """Which managed key."""
+    default = names.DEFAULT_KEY_NAME
+    parser.add_argument("--name", default=default, help=f"name of the managed key (default: {default})")
+
+
+def add_credential(parser: argparse.ArgumentParser, what: str) -> None:
+    """--key-file, which is ``what``."""
+    help_text = f"{what}; the whole file counts, its newlines too; - for standard input; without it you are asked"
+    parser.add_argument("--key-file", "-d", metavar="FILE", help=help_text)
+
+
+def add_new_secret(parser: argparse.ArgumentParser) -> None:
+    """The new key, its data and the cost of guessing it; ``check_new_secret`` goes with it."""
+    group = parser.add_argument_group("the new key (without one of these you are asked for it)")
+    choice = group.add_mutually_exclusive_group()
+    choice.add_argument("--new-keyfile", metavar="FILE", help="take it from FILE, or - for standard input")
+    choice.add_argument("--generate", action="store_true", help="make one of 256 bits and print it, and nothing else")
+    group.add_argument("--output", metavar="FILE", help="with --generate: write it into the new file FILE instead")
+    group.add_argument(
+        "--data", metavar="JSON|@FILE", help="associated data, a JSON object; rotate keeps the old data without it"
+    )
+    cost = parser.add_argument_group("cost of guessing the new key (as in cryptsetup(8))")
+    cost.add_argument("--pbkdf", choices=PBKDF_TYPES, help="argon2id, or pbkdf2 for a generated key, by default")
+    cost.add_argument("--pbkdf-memory", type=int, metavar="KIB", help="argon2: memory in KiB")
+    cost.add_argument("--pbkdf-parallel", type=int, metavar="THREADS", help="argon2: threads")
+    cost.add_argument(
+        "--pbkdf-force-iterations", type=int, metavar="N", help="iterations (argon2: time cost), without a benchmark"
+    )
+
+
+def check_new_secret(options: argparse.Namespace) -> None:
+    """Options that do not go together; raises ``InvalidRequest``."""
+    if options.output is not None and not options.generate:
+        raise InvalidRequest("cannot use --output without --generate")
+    if options.generate and options.json and options.output is None:
+        raise InvalidRequest("cannot print a key and JSON on one standard output: give --output FILE")
+    if options.key_file == "-" and options.new_keyfile == "-":
+        raise InvalidRequest("cannot read two keys from standard input: give a file for one of them")
