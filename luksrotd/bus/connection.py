@@ -40,7 +40,6 @@ CLOSE_SECONDS: Final = 5.0
 """How long ``Bus.close`` waits for the last messages to be written."""
 CALLS_PER_CALLER: Final = 128
 """Calls of one caller that may be under way; more are refused (dbus-daemon does so for calls that want a reply)."""
-_REPLIES: Final = (MessageType.METHOD_RETURN, MessageType.ERROR)
 
 
 class Bus(MessageBus):
@@ -113,7 +112,7 @@ class Bus(MessageBus):
             self._announce("InterfacesRemoved", "oas", [path, [gone.name for gone in removed]])
 
     async def call(self, msg: Message, *, seconds: float | None = CALL_SECONDS) -> Message | None:
-        """Call and wait for the reply, a return or an error; its descriptors belong to the caller of this.
+        """Call and wait for the reply, a return or an error; descriptors in it are closed, for nobody here wants any.
 
         Raises ``ConnectionError`` and ``TimeoutError``.
         """
@@ -165,16 +164,11 @@ class Bus(MessageBus):
     def _on_message(self, msg: Message, *, is_oversized: bool = False) -> None:
         fds = [ReceivedFd(fd) for fd in msg.unix_fds]
         try:
+            msg.unix_fds = []
             if msg.message_type is MessageType.METHOD_CALL:
-                msg.unix_fds = []
                 self._answer(msg, fds, is_oversized=is_oversized)
-            elif msg.message_type in _REPLIES and msg.reply_serial in self._method_return_handlers:
-                fds = []  # they belong to the caller of call()
+            elif not is_oversized:
                 self._process_message(msg)  # type: ignore[no-untyped-call] # of dbus-next
-            else:
-                msg.unix_fds = []
-                if not is_oversized:
-                    self._process_message(msg)  # type: ignore[no-untyped-call] # of dbus-next
         except Exception:
             log.exception("cannot process a message")
         finally:

@@ -14,6 +14,12 @@ from luksrotd.rotation.fingerprint import fingerprint
 Json = dict[str, Any]
 #: What lies between the fields and the checksum of a binary header.
 PADDING = slice(264, layout.CSUM_OFFSET)
+#: What libcryptsetup writes of a keyslot, beside its kdf.
+_KEYSLOT_MEMBERS = {
+    "": {"type", "key_size", "af", "area", "kdf"},
+    "af": {"type", "stripes", "hash"},
+    "area": {"type", "offset", "size", "encryption", "key_size"},
+}
 
 
 def check_difference(before: HeaderCopy, after: HeaderCopy, edits: tuple[Edit, ...]) -> None:
@@ -109,6 +115,11 @@ def _check_added(added: Keyslot, edit: AddKeyslot, before: Metadata) -> None:
     }
     if added.type != "luks2" or added.key_size not in sizes or added.priority == layout.PRIORITY_IGNORE:
         _reject(f"the type, key size or priority of keyslot {edit.keyslot}")
+    parts = {"": added.raw, "af": added.raw["af"], "area": added.raw["area"]}
+    if any(parts[name].keys() - {"priority"} != members for name, members in _KEYSLOT_MEMBERS.items()):
+        _reject(f"the members of keyslot {edit.keyslot}")
+    if added.raw["af"]["stripes"] != layout.STRIPES or "null" in added.raw["area"]["encryption"]:
+        _reject(f"the protection of keyslot {edit.keyslot}")
     # libcryptsetup 2.6 lowers a forced memory cost to half of the machine's memory; it never raises one.
     too_much = cost.memory_kib is not None and kdf.get("memory", 0) > cost.memory_kib
     if too_much or any(value is not None and kdf.get(member) != value for member, value in wanted.items()):

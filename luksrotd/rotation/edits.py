@@ -6,11 +6,14 @@ difference to expect.  The wire form is JSON-ready (dict, list, str, int, None);
 ``from_wire`` checks it.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, assert_never
+from typing import Any, Final, TypeVar, assert_never
 
 from luksrotd.errors import InvalidRequest
+
+T = TypeVar("T")
 
 PBKDF_TYPES: Final = ("argon2id", "argon2i", "pbkdf2")
 
@@ -125,21 +128,35 @@ def to_wire(edit: Edit) -> dict[str, Any]:
 def from_wire(wire: Mapping[str, Any]) -> Edit:
     """The edit that ``to_wire`` wrote; raises ``InvalidRequest`` for anything else."""
     try:
-        return _from_wire(wire["edit"], wire)
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        edit = _from_wire(wire["edit"], wire)
+        # As text: 1, 1.0, "1" and true are not the same there.
+        same = json.dumps(to_wire(edit), sort_keys=True) == json.dumps(wire, sort_keys=True)
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
         raise InvalidRequest("cannot read an edit: it is malformed") from error
+    if not same:
+        raise InvalidRequest("cannot read an edit: it is not as it is written")
+    return edit
 
 
 def _from_wire(kind: str, wire: Mapping[str, Any]) -> Edit:
     match kind:
         case "add-keyslot":
-            token = None if "token" not in wire else int(wire["token"])
-            return AddKeyslot(int(wire["keyslot"]), str(wire["secret"]), Pbkdf(**wire["pbkdf"]), token)
+            token = _optional(int, wire.get("token"))
+            return AddKeyslot(int(wire["keyslot"]), str(wire["secret"]), _pbkdf(wire["pbkdf"]), token)
         case "set-token":
-            return SetToken(int(wire["token"]), dict(wire["body"]), wire["fingerprint_of"])
+            return SetToken(int(wire["token"]), dict(wire["body"]), _optional(int, wire["fingerprint_of"]))
         case "remove-token":
             return RemoveToken(int(wire["token"]))
         case "destroy-keyslot":
             return DestroyKeyslot(int(wire["keyslot"]))
         case _:
             raise InvalidRequest(f"cannot read an edit: unknown kind {kind!r}")
+
+
+def _pbkdf(wire: Mapping[str, Any]) -> Pbkdf:
+    costs = {name: _optional(int, wire.get(name)) for name in ("iterations", "memory_kib", "parallel")}
+    return Pbkdf(str(wire["type"]), _optional(str, wire.get("hash")), **costs)
+
+
+def _optional(kind: Callable[[Any], T], value: Any) -> T | None:
+    return None if value is None else kind(value)

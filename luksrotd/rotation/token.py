@@ -162,12 +162,12 @@ def body(token: BackupToken) -> dict[str, Any]:
         "data": dict(token.data),
     }
     optional = {
-        "wipe": _ranges(token.wipe),
+        "wipe": _ranges(token.wipe) or None,
         "fingerprint": token.fingerprint,
-        "expires_at": token.expires_at,
+        "expires_at": token.expires_at or None,
         "group": token.group and {"id": token.group.id, "size": token.group.size},
     }
-    written |= {member: value for member, value in optional.items() if value}
+    written |= {member: value for member, value in optional.items() if value is not None}
     if token.retires is not None:
         written["retires"] = [str(number) for number in token.retires]
     if token.adopted is not None:

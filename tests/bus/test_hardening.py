@@ -78,6 +78,15 @@ async def test_unwanted_replies_close_their_fds(bed):
         assert open_fds() == before
 
 
+async def test_fds_in_replies_to_us_are_closed(bed):
+    """Debian 13's bus tells the credentials of every caller with a pidfd."""
+    async with serve() as service, BusClient() as client:
+        before = open_fds()
+        reply = await service.bus.call(client.message(PATH, INTERFACE, "OpenFd"))
+        assert reply.signature.startswith("h")
+        assert open_fds() == before
+
+
 async def test_a_result_that_does_not_fit_is_an_internal_error(bed, caplog):
     async with serve(), BusClient() as client:
         assert await error_name(client.call(PATH, INTERFACE, "Misfit")) == "org.luksrotd1.Error.Internal"

@@ -149,7 +149,7 @@ def test_the_end_opens_by_what_the_backup_has(name):
 def test_the_epochs_are_the_phases_in_their_order():
     done = scenario("the key was rotated twice since: areas overlap")
     size = parse_pair(done.before).hdr_size
-    (now,) = parse_pair(done.before).winner.metadata.keyslots[2].area,
+    (now,) = (parse_pair(done.before).winner.metadata.keyslots[2].area,)
     places = [[write.offset for write in epoch] for epoch in done.epochs]
     assert len(places) == len(Phase)
     assert places[1:] == [[0], [size], [now.offset], [0], [size]]

@@ -8,20 +8,27 @@ planted at one of them; the same verb on the same volume makes the same writes u
 import copy
 import errno
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from luksrotd.errors import LuksrotdError, Outcome
 from luksrotd.luks2.pair import Pair, parse_pair
 from luksrotd.rotation.view import view
 from tests.support.crash import Enumeration
 from tests.support.crashjudge import SEED, Judge, Scenario, record
+from tests.support.crashverbs import ORDINARY, Verb, enroll
+from tests.support.crashverbs import VERBS as CRASH_VERBS
 from tests.support.simdisk import Faults, Operation, SimDisk, Write, epochs_of
-from tests.support.simulation import Simulation
-from tests.support.verbs import VERBS, reconcile
+from tests.support.simengine import make_volume
+from tests.support.simulation import Simulation, run
 
 SECTOR = 512
+VERBS: Final[Mapping[str, Verb]] = {
+    **CRASH_VERBS,
+    "scrub": Verb(lambda simulation: run(simulation.volumes.scrub(simulation.ref)), enroll),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +61,12 @@ class Row:
 def row(name: str) -> Row:
     """The row of that verb, recorded."""
     verb = VERBS[name]
-    scenario = record(verb.before(), verb.operate)
+    prepared = Simulation(make_volume(ORDINARY))
+    verb.prepare(prepared)
+    scenario = record(prepared.disk.content, verb.operate, releases=verb.releases)
     undisturbed, mended = Simulation(scenario.before), Simulation(scenario.before)
     verb.operate(undisturbed)
-    reconcile(mended)
+    mended.reconcile()
     return Row(scenario, undisturbed.disk.log, Judge(scenario), mended.pair, verb.operate)
 
 

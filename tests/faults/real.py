@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from luksrotd import direct
-from luksrotd.errors import Outcome
+from luksrotd.errors import LuksrotdError, Outcome
 from luksrotd.host.blockdev import BlockDevices
 from luksrotd.host.locks import HostLocks
 from luksrotd.host.worker import WorkerEngine
@@ -137,9 +137,12 @@ def pair_on(path):
 
 def truth(before, path):
     """The outcome that the medium shows, where it held the header copies ``before``."""
-    if medium(path, len(before)) == before:
-        return Outcome.UNCHANGED
-    pair = pair_on(path)
+    try:
+        if medium(path, len(before)) == before:
+            return Outcome.UNCHANGED
+        pair = pair_on(path)
+    except LuksrotdError:
+        return Outcome.UNKNOWN
     if not pair.agree:
         return Outcome.UNKNOWN
     return Outcome.WIPE_PENDING if view(pair).pending else Outcome.COMMITTED

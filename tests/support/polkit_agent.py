@@ -66,9 +66,10 @@ def _report(event: str, **details: Any) -> None:
 
 
 class _Agent:
-    def __init__(self, bus: MessageBus, mode: str) -> None:
+    def __init__(self, bus: MessageBus, mode: str, uid: int) -> None:
         self._bus = bus
         self._mode = mode
+        self._uid = uid
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __call__(self, message: Message) -> bool:
@@ -91,10 +92,14 @@ class _Agent:
         if self._mode == "cancel":
             self._bus.send(Message.new_error(message, f"{POLKIT}.Error.Cancelled", "dismissed"))
             return
-        body = [os.getuid(), cookie, identities[0]]
-        reply = await self._bus.call(_call("AuthenticationAgentResponse2", "us(sa{sv})", body))
-        assert reply is not None
-        _report("answered", reply=reply.message_type.name, error=reply.error_name)
+        # An agent is known by the user who registered it to polkit 122, by the user it is for to polkit 126.
+        for uid in (os.getuid(), self._uid):
+            body = [uid, cookie, identities[0]]
+            reply = await self._bus.call(_call("AuthenticationAgentResponse2", "us(sa{sv})", body))
+            assert reply is not None
+            _report("answered", reply=reply.message_type.name, error=reply.error_name)
+            if reply.message_type is MessageType.METHOD_RETURN:
+                break
         self._bus.send(Message.new_method_return(message))
 
 
@@ -111,7 +116,7 @@ def _start_time(pid: int) -> int:
 
 async def _run(mode: str, pid: int, uid: int) -> None:
     bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
-    bus.add_message_handler(_Agent(bus, mode))
+    bus.add_message_handler(_Agent(bus, mode, uid))
     process = {"pid": Variant("u", pid), "start-time": Variant("t", _start_time(pid)), "uid": Variant("i", uid)}
     subject = ["unix-process", process]
     reply = await bus.call(_call("RegisterAuthenticationAgent", "(sa{sv})ss", [subject, "C", AGENT_PATH]))
