@@ -71,11 +71,11 @@ def row(name: str) -> Row:
 
 
 def write_faults(log: Sequence[Operation]) -> Iterator[Fault]:
-    """Each write in turn: an I/O error, no space, one sector short, half of it."""
+    """Each write in turn: an I/O error, no space, only one sector, all but one sector."""
+    ways = {"EIO": (errno.EIO, 0), "ENOSPC": (errno.ENOSPC, 0), "one sector": (0, SECTOR), "but one": (0, -SECTOR)}
     for number, at, size in _writes(log):
-        half = max(SECTOR, size // 2 // SECTOR * SECTOR)
-        ways = {"EIO": (errno.EIO, 0), "ENOSPC": (errno.ENOSPC, 0), "short": (errno.EIO, SECTOR)}
-        for what, (error, arrived) in {**ways, "half": (errno.EIO, half), "all but one": (0, size - SECTOR)}.items():
+        for what, (error, arrives) in ways.items():
+            arrived = arrives % size if arrives else 0
             yield Fault(f"write {number}: {what}", at, functools.partial(_fail_write, number, error, arrived))
 
 
@@ -163,8 +163,8 @@ def leaks(simulation: Simulation) -> list[str]:
 def _reconciled(this: Row, disk: SimDisk) -> list[str]:
     """The fault has gone, the machine has not been restarted: reconcile here and now.
 
-    Crashes in it that share an epoch with what was never flushed are judged one by one; later ones are like those in
-    any reconcile.
+    Crashes in it that share an epoch with a header that was never flushed are judged one by one; later ones are like
+    those in any reconcile.
     """
     if disk.cached == disk.durable:
         return []  # as after a restart
@@ -181,8 +181,9 @@ def _reconciled(this: Row, disk: SimDisk) -> list[str]:
     if disk.medium()[:headers] != disk.content[:headers]:
         wrong.append("the page cache still shows another header than the medium holds")
     crashes = Enumeration(base, epochs_of([*dirty, *disk.log[logged:]]), headers)
-    first = (crash.image(crashes.starts[0], SECTOR) for crash in crashes.crashes([0]))
-    return wrong + [what for image in (*first, *crashes.starts) for what in this.judge.violations(image)]
+    shared = [0] if any(write.offset < headers for write in dirty) else []
+    first = (crash.image(crashes.starts[0]) for crash in crashes.crashes(shared))
+    return wrong + [what for image in (*first, *crashes.starts) for what in this.judge.violations(image, 0)]
 
 
 def _writes(log: Sequence[Operation]) -> Iterator[tuple[int, int, int]]:

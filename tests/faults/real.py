@@ -130,7 +130,7 @@ def pair_on(path):
     """Both header copies as they are on the medium."""
     device = BlockDevices().open(DeviceRef(str(path)))
     try:
-        return parse_pair(device.read_medium(0, device.size))
+        return parse_pair(device.read_medium(0, 2 * HDR_SIZE).ljust(device.size, b"\0"))
     finally:
         device.close()
 

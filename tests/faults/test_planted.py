@@ -7,7 +7,7 @@ import pytest
 
 from luksrotd.errors import DeviceError, Outcome
 from luksrotd.service import commit
-from tests.faults.matrix import VERBS, disturb, flush_faults, pulls, row, write_faults
+from tests.faults.matrix import disturb, flush_faults, pulls, row, write_faults
 from tests.support.simdisk import SimDevice
 
 
