@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from luksrotd.errors import plain
 from luksrotd.luks2.areas import Extent, merge, subtract, whole_blocks
 from luksrotd.luks2.pair import BadCopy
 from luksrotd.rotation import token as tokens
@@ -145,4 +146,4 @@ def _bad_ranges(view: DeviceView, key: ManagedKey) -> bool:
 
 
 def _finding(code: Code, message: str) -> Finding:
-    return Finding(code, Action.REPAIR if code in _REPAIRABLE else Action.PERSON, message)
+    return Finding(code, Action.REPAIR if code in _REPAIRABLE else Action.PERSON, plain(message))
