@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from luksrotd.errors import MESSAGE_MAX, ConsistencyError, InvalidRequest
+from luksrotd.errors import MESSAGE_MAX, ConsistencyError, EngineError, InvalidRequest
+from luksrotd.luks2 import jsontext
 from luksrotd.luks2.metadata import Token
 from luksrotd.rotation import token as tokens
+from luksrotd.rotation import wire
 from luksrotd.rotation.edits import AddKeyslot, Pbkdf, RemoveToken, SetToken, from_wire, to_wire
 from luksrotd.rotation.keys import rotate
 from luksrotd.rotation.plan import plan_commit
@@ -79,3 +81,13 @@ def test_a_requirement_cannot_make_a_finding_long_or_harmful(flag):
     messages = [finding.message for finding in diagnose(forge.view_of(image))]
     assert messages
     assert all(len(message) <= MESSAGE_MAX and message.isprintable() for message in messages)
+
+
+def test_a_line_of_many_small_values_is_refused_before_they_are_made():
+    """A worker may have fallen to the header that it parses: what it says must not cost the daemon its memory."""
+    most = jsontext.VALUES_MAX
+    assert wire.result_of(b'{"ok":true,"result":[%s0]}' % (b"0," * (most - 10)))
+    with pytest.raises(EngineError, match="too many values"):
+        wire.decode(b'{"ok":true,"result":[%s0]}' % (b"0," * most))
+    with pytest.raises(InvalidRequest, match="too many values"):
+        wire.encode({"body": [0] * most})
