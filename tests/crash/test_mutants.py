@@ -161,4 +161,6 @@ def test_a_last_flush_that_is_missing_is_caught(name):
 def test_every_shape_has_mutants():
     """A verb whose shape is none of these is a new order of writes: it needs mutants of its own."""
     known = {len(shape) for shape in SHAPES.values()}
-    assert {len(simulated(name).epochs) for name in VERBS if not name.startswith(("reconcile", "rotation that"))} <= known
+    assert {
+        len(simulated(name).epochs) for name in VERBS if not name.startswith(("reconcile", "rotation that"))
+    } <= known

@@ -8,7 +8,7 @@ and exactly the credentials of that side must open: all that goes together, neve
 import hashlib
 import json
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -150,7 +150,7 @@ class Judge:
             return []
         self.states = len(self._judged)
         try:
-            wrong = self._instant(image, self.scenario if depth == self.depth else self._mended)
+            wrong = self._instant(image, self.scenario if depth == self.depth else self._mended, self._excused)
             if not wrong and _first(self._outlines, image.key if self.thorough else self._outline.of(image), depth):
                 self.reconciled += 1
                 wrong = self._after_reconcile(image, depth)
@@ -190,9 +190,8 @@ class Judge:
             meanings=scenario.meanings | {meaning(mended, pair.winner)},
         )
 
-    def _instant(self, image: Image | bytes, scenario: Scenario) -> list[str]:
+    def _instant(self, image: Image | bytes, scenario: Scenario, excused: Container[str] = frozenset()) -> list[str]:
         pair = pair_of(image)
-        excused = set() if scenario is self._mended else self._excused
         wrong = [what for what in self._oddities(image, scenario) if what not in excused]
         sequence = check_sequence(pair_of(self.scenario.before), pair, changed=False)
         wrong += [f"{violation.invariant}: {violation.what}" for violation in sequence]
