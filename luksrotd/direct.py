@@ -30,9 +30,14 @@ from luksrotd.host.worker import WorkerEngine
 from luksrotd.luks2.pair import read_pair
 from luksrotd.names import ATOMIC, STEPWISE
 from luksrotd.ports import DeviceLocks, DeviceRef, Host, Journal, KeyslotEngine
+from luksrotd.rotation.sets import SetStatus
 from luksrotd.service.headers import Headers
+from luksrotd.service.sets import SetRequest, SetResult, VolumeSets
 from luksrotd.service.stepwise import StepwiseVolumes
-from luksrotd.service.volume import Volumes
+from luksrotd.service.volume import Hold, Volumes
+
+#: What its callers need of the use cases themselves.
+__all__ = ["Hold", "SetRequest", "SetResult", "SetStatus"]
 
 BY_UUID: Final = Path("/dev/disk/by-uuid")
 BLOCK_DEVICES: Final = Path("/sys/class/block")
@@ -72,6 +77,11 @@ def volumes(engine: str = ATOMIC) -> Volumes:
     """
     host = build_host(journal=_journal())
     return StepwiseVolumes(host, LiveWorkerEngine()) if engine == STEPWISE else Volumes(host)
+
+
+def sets() -> VolumeSets:
+    """The use cases on sets of volumes, recorded in the journal as the others are."""
+    return VolumeSets(build_host(journal=_journal()))
 
 
 def headers() -> Headers:

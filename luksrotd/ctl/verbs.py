@@ -46,7 +46,7 @@ def add(verbs: Verbs) -> None:
         check=_check_reconcile,
         bus=True,
     )
-    add_device(reconcile, many=True)
+    add_device(reconcile, "*")
     reconcile.add_argument("--all", action="store_true", help="all volumes; goes on when one fails")
     reconcile.add_argument("--dry-run", action="store_true", help="change nothing, only tell what would be done")
     verbs.group("managed keys")
