@@ -11,9 +11,9 @@ from luksrotd.cryptsetup.api import Context
 from luksrotd.cryptsetup.memory import SafeMemory
 from luksrotd.errors import EngineError, WrongCredential
 from luksrotd.luks2.layout import Which
-from luksrotd.luks2.pair import Pair, parse_pair
+from luksrotd.luks2.pair import Pair, parse_pair, read_pair
 from luksrotd.rotation.view import view
-from tests.support.crash import Crash, Enumeration
+from tests.support.crash import Crash, Enumeration, Image
 
 
 @dataclass(slots=True)
@@ -30,7 +30,7 @@ class Oracle:
     def judge(self, image: "MemoryImage") -> list[str]:
         """What is wrong with the image as it is."""
         headers = image.headers
-        pair = parse_pair(image.read(0, image.size))
+        pair = read_pair(image.read, image.size)
         masks = {"both": headers}
         for copy in pair.valid:
             other = copy.header.which.other
@@ -56,7 +56,7 @@ class Oracle:
             return [f"libcryptsetup cannot load it: {error.message}"]
 
     def _judge_context(self, context: Context, image: "MemoryImage") -> list[str]:
-        wrong = [f"{name} does not open" for name, secret in self.keep.items() if not _opens_any(context, secret)]
+        wrong = [f"{name} does not open" for name, secret in self.keep.items() if not opens_any(context, secret)]
         recovered = parse_pair(image.read(0, image.size))
         if context.metadata() != recovered.winner.metadata.raw or not recovered.agree:
             wrong.append("libcryptsetup chose another copy than we, or did not recover the bad one")
@@ -66,10 +66,10 @@ class Oracle:
         if len(keys) != 1 or keys[0].keyslot is None:
             return [*wrong, f"{len(keys)} tokens of ours"]
         secret = self.generations[keys[0].token.generation]
-        if not _opens(context, secret, keys[0].keyslot.id):
+        if not opens_keyslot(context, secret, keys[0].keyslot.id):
             wrong.append(f"generation {keys[0].token.generation} does not open keyslot {keys[0].keyslot.id}")
         for number, other in self.generations.items():
-            if number != keys[0].token.generation and _opens_any(context, other):
+            if number != keys[0].token.generation and opens_any(context, other):
                 wrong.append(f"generation {number} opens too: two live pairs")
         return wrong
 
@@ -77,11 +77,11 @@ class Oracle:
 class MemoryImage:
     """A device image in a memfd, which libcryptsetup may open and repair."""
 
-    def __init__(self, content: bytes, header_size: int) -> None:
+    def __init__(self, content: bytes | Image, header_size: int) -> None:
         self.fd = os.memfd_create("crash-state")
         self.size = len(content)
         self._headers_size = header_size
-        os.pwrite(self.fd, content, 0)
+        os.pwrite(self.fd, bytes(content), 0)
 
     @property
     def path(self) -> str:
@@ -153,12 +153,14 @@ def same_content(image: MemoryImage, others: list[Pair]) -> bool:
     return any(winner.same_content(pair.winner) for pair in others)
 
 
-def _opens(context: Context, secret: bytes, keyslot: int) -> bool:
+def opens_keyslot(context: Context, secret: bytes, keyslot: int) -> bool:
+    """Whether ``secret`` opens that keyslot."""
     with _memory(secret) as memory:
         return context.opens(memory, keyslot)
 
 
-def _opens_any(context: Context, secret: bytes) -> bool:
+def opens_any(context: Context, secret: bytes) -> bool:
+    """Whether ``secret`` opens the volume by any keyslot."""
     with _memory(secret) as memory:
         try:
             _, key = context.volume_key(memory)
