@@ -230,7 +230,7 @@ def test_a_gap_behind_an_area_that_is_not_aligned_begins_at_the_next_block():
 
 def test_no_room_beside_what_is_referenced():
     full = make_volume([bytes([65 + n]) for n in range(7)], seed=6)
-    with pytest.raises(NoFreeArea, match="keyslot 1 .* remove a keyslot"):
+    with pytest.raises(NoFreeArea, match=r"keyslot 1 .* remove a keyslot"):
         prepared(full)
 
 
@@ -355,7 +355,7 @@ def test_I5_a_backup_that_nothing_opens_is_refused():
 
 
 def test_a_sequence_number_at_the_end_of_numbers_is_refused():
-    with pytest.raises(FormatError, match="cannot use the backup: .* out of range"):
+    with pytest.raises(FormatError, match=r"cannot use the backup: .* out of range"):
         prepared(OTHER, forge.with_fields(BACKUP, seqid=2**64 - 1))
 
 
@@ -429,7 +429,7 @@ def planned_from(start: Start, image: bytes = OTHER) -> CommitPlan:
 def test_a_start_that_is_not_whole_is_refused():
     start = prepared(OTHER).start
     assert start is not None
-    for areas in ({}, {**start.areas, area(7): bytes(SLOT)}, {where: b"short" for where in start.areas}):
+    for areas in ({}, {**start.areas, area(7): bytes(SLOT)}, dict.fromkeys(start.areas, b"short")):
         with pytest.raises(ConsistencyError, match="not whole"):
             planned_from(replace(start, areas=areas))
 
