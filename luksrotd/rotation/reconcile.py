@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
+from luksrotd.errors import plain
 from luksrotd.luks2.areas import merge, subtract, whole_blocks
 from luksrotd.luks2.layout import Which
 from luksrotd.luks2.pair import BadCopy, Pair
@@ -284,4 +285,4 @@ def _name_findings(view: DeviceView, left: Leftovers) -> Iterable[Finding]:
 
 
 def _finding(code: Code, message: str, **about: Any) -> Finding:
-    return Finding(code, Action.REPAIR if code in _REPAIRABLE else Action.PERSON, message, **about)
+    return Finding(code, Action.REPAIR if code in _REPAIRABLE else Action.PERSON, plain(message), **about)
