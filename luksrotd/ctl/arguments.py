@@ -148,3 +148,19 @@ def check_new_secret(options: argparse.Namespace) -> None:
         raise InvalidRequest("cannot print a key and JSON on one standard output: give --output FILE")
     if options.key_file == "-" and options.new_keyfile == "-":
         raise InvalidRequest("cannot read two keys from standard input: give a file for one of them")
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Who writes the header; ``check_engine`` goes with it."""
+    help_engine = f"who writes the header: luksrotd in one commit, or libcryptsetup in steps (default: {names.ATOMIC})"
+    parser.add_argument("--engine", choices=names.ENGINES, default=names.ATOMIC, help=help_engine)
+
+
+def check_engine(options: argparse.Namespace) -> None:
+    """Raises ``InvalidRequest`` for what the stepwise engine does not do."""
+    if options.engine == names.ATOMIC:
+        return
+    if not options.direct:
+        raise InvalidRequest(f"cannot use --engine {options.engine} over the bus: give --direct")
+    if len(getattr(options, "devices", ())) > 1:
+        raise InvalidRequest(f"cannot use --engine {options.engine} with several devices: it takes exactly one")

@@ -10,6 +10,7 @@ from luksrotd import direct
 from luksrotd.ctl import model, secrets
 from luksrotd.ctl.naming import uuid_of
 from luksrotd.errors import DeviceError, LockError, NotAuthorized, Outcome
+from luksrotd.names import ATOMIC
 from luksrotd.ports import DeviceRef, GenerateInto, SecretFd, SecretSource
 from luksrotd.rotation.edits import NEW, PBKDF_FOR_RANDOM_KEYS, UNLOCK, Pbkdf
 
@@ -20,9 +21,10 @@ _DONE = "done"
 class Local:
     """``model.Backend`` without a bus."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: str = ATOMIC) -> None:
+        """``engine``: who writes the header, of ``names.ENGINES``."""
         #: The use cases, for the verbs of ``ctl.offline``.
-        self.volumes = direct.volumes()
+        self.volumes = direct.volumes(engine)
         self._done = False
 
     async def devices(self) -> Sequence[model.Device]:

@@ -47,10 +47,10 @@ def fuzz(target: str, options: argparse.Namespace) -> bool:
         )
     output = done.stdout.decode(errors="replace")
     if done.returncode:
-        print(output[-10000:])
-        print(f"{target}: FAILED; once more: python -m tests.fuzz.{target} {BUILD}/{target}-…")
+        sys.stdout.write(f"{output[-10000:]}\n")
+        sys.stdout.write(f"{target}: FAILED; once more: python -m tests.fuzz.{target} {BUILD}/{target}-…\n")
     else:
-        print(f"{target:9} {summary(output)}")
+        sys.stdout.write(f"{target:9} {summary(output)}\n")
     return done.returncode == 0
 
 

@@ -15,7 +15,9 @@ FREED: Final = Extent(45056, 4096)
 
 def _staged() -> bytes:
     image = forge.with_token(make_volume([KEEP, OLD, b"new"]), 1, 0)
-    return forge.with_token(image, 2, 1, generation=2, state="staged", expires_at="2026-09-09T09:09:09Z", group="set")
+    return forge.with_token(
+        image, 2, 1, generation=2, state="staged", expires_at="2026-09-09T09:09:09Z", group={"id": "set", "size": 2}
+    )
 
 
 def _stepwise() -> bytes:

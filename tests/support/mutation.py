@@ -17,6 +17,8 @@ from tests.support import forge
 Json = dict[str, Any]
 Path = tuple[str | int, ...]
 
+#: What is read differently by different readers of JSON.
+PIECES: Final = (b'"', b"\\", b"/**/", b"\0", b"{", b"}", b"[", b",", b"NaN", b"\\u0000", b"\\ud800", b"e9", b"'")
 #: Where numbers are cut off, one beside it, and what C and Python read differently.
 NUMBERS: Final = (
     0, 1, 2, 31, 32, 33, 127, 128, 129, 511, 512, 513, 4095, 4096, 4097, 12288, 16384, 32768, 36864, 65536,
@@ -133,10 +135,7 @@ def altered_bytes(rng: Random, data: bytes) -> bytes:
     if kind == 1:
         return data[:at] + data[at : at + length] + data[at:]
     if kind == 2:
-        token = rng.choice(
-            (b'"', b"\\", b"/**/", b"\0", b"{", b"}", b"[", b",", b"NaN", b"\\u0000", b"\\ud800", b"e9", b"'")
-        )
-        return data[:at] + token + data[at:]
+        return data[:at] + rng.choice(PIECES) + data[at:]
     return data[:at] + rng.randbytes(length) + data[at + length :]
 
 
