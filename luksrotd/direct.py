@@ -16,9 +16,11 @@ from luksrotd.errors import (
     NotLuks2,
     UnknownDevice,
 )
+from luksrotd.host.backupfile import BackupFiles
 from luksrotd.host.blockdev import BlockDevices
 from luksrotd.host.clock import SystemClock
 from luksrotd.host.entropy import KernelEntropy
+from luksrotd.host.inventory import FileInventories
 from luksrotd.host.journal import JOURNAL_SOCKET, SystemdJournal
 from luksrotd.host.locks import HostLocks
 from luksrotd.host.probe import WipefsProbe
@@ -26,6 +28,7 @@ from luksrotd.host.shadow import MemfdShadows
 from luksrotd.host.worker import WorkerEngine
 from luksrotd.luks2.pair import read_pair
 from luksrotd.ports import DeviceLocks, DeviceRef, Host, Journal, KeyslotEngine
+from luksrotd.service.headers import Headers
 from luksrotd.service.volume import Volumes
 
 BY_UUID: Final = Path("/dev/disk/by-uuid")
@@ -55,12 +58,22 @@ def build_host(
         entropy=KernelEntropy(),
         clock=SystemClock(),
         journal=journal or SystemdJournal(),
+        inventories=FileInventories(),
     )
 
 
 def volumes() -> Volumes:
     """The use cases for one caller at a terminal: recorded in the journal if there is one, never on stderr."""
-    return Volumes(build_host(journal=SystemdJournal() if Path(JOURNAL_SOCKET).exists() else NoJournal()))
+    return Volumes(build_host(journal=_journal()))
+
+
+def headers() -> Headers:
+    """Header backup and restore, recorded in the journal as the other use cases are."""
+    return Headers(build_host(journal=_journal()), BackupFiles())
+
+
+def _journal() -> Journal:
+    return SystemdJournal() if Path(JOURNAL_SOCKET).exists() else NoJournal()
 
 
 def device_ref(path: str, header: str | None = None) -> DeviceRef:

@@ -130,6 +130,12 @@ class MetadataFull(RefusedError):
     code = "MetadataFull"
 
 
+class BackupMismatch(RefusedError):
+    """The header backup is not of this volume, or of this volume before its layout or volume key changed."""
+
+    code = "BackupMismatch"
+
+
 class LastKeyslot(RefusedError):
     """The change would remove the last way in."""
 
@@ -217,6 +223,12 @@ class LockError(LuksrotdError):
     """A lock directory or file is not what it must be (a symlink, foreign-owned)."""
 
     code = "LockFailed"
+
+
+class StateError(LuksrotdError):
+    """What luksrotd keeps of a volume outside of it, its inventory, cannot be read or written."""
+
+    code = "StateFailed"
 
 
 class EngineError(LuksrotdError):

@@ -40,6 +40,7 @@ ACTIONS: Final = (
 WORKER_USER: Final = "luksrotd-worker"
 WORKER_FALLBACK_USER: Final = "nobody"
 RUNTIME_DIRECTORY: Final = "/run/luksrotd"
+STATE_DIRECTORY: Final = "/var/lib/luksrotd"
 CRYPTSETUP_LOCK_DIRECTORY: Final = "/run/cryptsetup"
 
 # Our token (docs/spec/token.md)

@@ -7,13 +7,14 @@ suite in ``tests/contract/`` that runs on both.
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
 from luksrotd.luks2.areas import Extent
 from luksrotd.rotation.edits import Edit
+from luksrotd.rotation.inventory import Inventory
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,10 @@ class HeaderDevice(Protocol):
         """Exactly ``length`` bytes at ``offset``."""
 
     def read_medium(self, offset: int, length: int) -> bytes:
-        """The same past the page cache (O_DIRECT) where the device allows: what a reader after a reboot would see."""
+        """The same past the page cache (O_DIRECT) where the device allows: what a reader after a reboot would see.
+
+        The page cache forgets what it had there: after a failed flush it is not what the device holds.
+        """
 
     def write(self, offset: int, data: bytes) -> None:
         """Write all of ``data`` at ``offset``; not durable before ``flush``."""
@@ -176,11 +180,38 @@ class KeyslotEngine(Protocol):
         """Start a worker; entering reads or generates every secret (``SecretRejected``); leaving kills the worker."""
 
 
+class LiveEngine(Protocol):
+    """Runs libcryptsetup on the device itself, each edit a header write there; for the stepwise engine."""
+
+    def session(
+        self, device: HeaderDevice, secrets: Mapping[str, SecretSource]
+    ) -> AbstractAsyncContextManager[EngineSession]:
+        """Start a worker on the device, as ``KeyslotEngine.session`` does on a shadow.
+
+        The caller must not hold the metadata lock at any call of the session: libcryptsetup takes it.  An edit that
+        raised may have been made all the same, and one that did not may not be durable: read the device.
+        """
+
+
 class SignatureProbe(Protocol):
     """Looks for signatures that libcryptsetup's recovery would stumble over."""
 
     async def foreign(self, device: HeaderDevice) -> Sequence[str]:
         """Types of the signatures on the device other than crypto_LUKS (wipefs(8) ``--no-act``)."""
+
+
+class HeaderFiles(Protocol):
+    """Header backups in files.  All calls block, and raise ``DeviceError`` where the file system fails."""
+
+    def create(self, path: str, content: bytes, headers: int) -> None:
+        """Write the new file ``path``, readable by its owner alone, and make it durable; never over another one.
+
+        The first ``headers`` bytes come last, behind a flush: a header never stands before keyslots that are not
+        there.  What was begun is removed if it fails.  Raises ``InvalidRequest`` if there is something of that name.
+        """
+
+    def read(self, path: str, limit: int) -> bytes:
+        """The content of a regular file, ``limit`` bytes of it at most; raises ``UnknownDevice`` if there is none."""
 
 
 class Entropy(Protocol):
@@ -194,6 +225,26 @@ class Clock(Protocol):
 
     def now(self) -> datetime:
         """The current time, in UTC."""
+
+
+class Inventories(Protocol):
+    """The last inventory of each volume, by LUKS UUID.  All calls block, and raise ``StateError``."""
+
+    def load(self, uuid: str) -> Inventory | None:
+        """The one that was saved last; ``None`` if there is none.  Raises for one that cannot be read, too."""
+
+    def save(self, uuid: str, inventory: Inventory) -> None:
+        """Keep it: after a power cut there is this one or the one before."""
+
+
+class NoInventories:
+    """Keeps nothing, so that nothing is ever a suspect."""
+
+    def load(self, uuid: str) -> Inventory | None:
+        """None."""
+
+    def save(self, uuid: str, inventory: Inventory) -> None:
+        """Forget it."""
 
 
 class Journal(Protocol):
@@ -215,6 +266,7 @@ class Host:
     entropy: Entropy
     clock: Clock
     journal: Journal
+    inventories: Inventories = field(default_factory=NoInventories)
 
 
 class WatchEvent(StrEnum):

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What holds for every test: hypothesis profiles, which tests count towards coverage, and the private system."""
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +20,12 @@ settings.load_profile("default")
 
 #: The tests of the decision code itself.  That a daemon happens to run through a line is no proof of the line.
 COUNTED = ("unit", "property", "vectors")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the inventories of this process, and of all that it starts, out of the machine's own directory."""
+    os.environ["STATE_DIRECTORY"] = directory = tempfile.mkdtemp(prefix="luksrotd-state-")
+    config.add_cleanup(lambda: shutil.rmtree(directory))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

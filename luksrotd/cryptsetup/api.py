@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Typed calls of libcryptsetup (>= 2.4) on one header: errno in, ``luksrotd.errors`` out.
+"""Typed calls of libcryptsetup (>= 2.6) on one header: errno in, ``luksrotd.errors`` out.
 
 libcryptsetup has process-wide state (log callback, token handlers) and gives no promise about threads, so only a
 single-threaded process may import this module.  Source: libcryptsetup.h; what the errno values mean was measured on
@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Final, NoReturn, Self
 
 from luksrotd.cryptsetup._ffi import ffi, lib
+from luksrotd.cryptsetup.birth import add_with_token
 from luksrotd.cryptsetup.memory import SafeMemory
 from luksrotd.errors import (
     EngineError,
@@ -153,8 +154,10 @@ class Context:
 
     # -- changing --------------------------------------------------------------------------------------------------
 
-    def add_keyslot(self, keyslot: int, key: SafeMemory, passphrase: SafeMemory, pbkdf: Pbkdf) -> None:
-        """Add that keyslot for the volume key.
+    def add_keyslot(
+        self, keyslot: int, key: SafeMemory, passphrase: SafeMemory, pbkdf: Pbkdf, token: int | None = None
+    ) -> None:
+        """Add that keyslot for the volume key; with ``token``, one of ours, assigned to it in the same header write.
 
         Raises ``NoFreeKeyslot``, ``NoFreeArea``, ``MetadataFull``, and ``InvalidRequest`` when the number is taken.
         """
@@ -164,9 +167,12 @@ class Context:
         if not self._has_room(key.size):
             raise NoFreeArea(f"cannot add keyslot {keyslot}: the keyslots area has no room")
         _begin()
-        result = lib.crypt_keyslot_add_by_volume_key(
-            self._cd, keyslot, key.address, key.size, passphrase.address, passphrase.size
-        )
+        if token is None:
+            result = lib.crypt_keyslot_add_by_volume_key(
+                self._cd, keyslot, key.address, key.size, passphrase.address, passphrase.size
+            )
+        else:
+            result = add_with_token(self._cd, keyslot, token, key, passphrase)
         if result == -errno.ENOSPC:
             raise MetadataFull(f"cannot add keyslot {keyslot}: the metadata area is full")
         _check(result, f"add keyslot {keyslot}")

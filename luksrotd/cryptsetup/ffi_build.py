@@ -25,6 +25,7 @@ LIBCRYPTSETUP = """
 #define CRYPT_PBKDF_NO_BENCHMARK ...
 
 struct crypt_device;
+struct crypt_keyslot_context;
 
 struct crypt_pbkdf_type {
     const char *type;
@@ -38,7 +39,17 @@ struct crypt_pbkdf_type {
 
 typedef enum { CRYPT_SLOT_INACTIVE, CRYPT_SLOT_ACTIVE, CRYPT_SLOT_ACTIVE_LAST, ... } crypt_keyslot_info;
 
+typedef struct {
+    const char *name;
+    int (*open)(struct crypt_device *cd, int token, char **buffer, size_t *buffer_len, void *user);
+    void (*buffer_free)(void *buffer, size_t buffer_len);
+    ...;
+} crypt_token_handler;
+
 extern "Python" void luksrotd_log(int level, const char *message, void *user);
+extern "Python" int luksrotd_token_open(struct crypt_device *cd, int token, char **buffer, size_t *buffer_len,
+                                        void *user);
+extern "Python" void luksrotd_token_free(void *buffer, size_t buffer_len);
 
 void crypt_set_log_callback(struct crypt_device *cd, void (*log)(int, const char *, void *), void *user);
 void crypt_set_debug_level(int level);
@@ -65,6 +76,16 @@ int crypt_keyslot_area(struct crypt_device *cd, int keyslot, uint64_t *offset, u
 int crypt_keyslot_add_by_volume_key(struct crypt_device *cd, int keyslot, const char *key, size_t key_size,
                                     const char *passphrase, size_t passphrase_size);
 int crypt_keyslot_destroy(struct crypt_device *cd, int keyslot);
+
+int crypt_token_register(const crypt_token_handler *handler);
+int crypt_keyslot_context_init_by_volume_key(struct crypt_device *cd, const char *key, size_t key_size,
+                                             struct crypt_keyslot_context **context);
+int crypt_keyslot_context_init_by_token(struct crypt_device *cd, int token, const char *type, const char *pin,
+                                        size_t pin_size, void *user, struct crypt_keyslot_context **context);
+void crypt_keyslot_context_free(struct crypt_keyslot_context *context);
+int crypt_keyslot_add_by_keyslot_context(struct crypt_device *cd,
+                                         int keyslot_existing, struct crypt_keyslot_context *existing,
+                                         int keyslot_new, struct crypt_keyslot_context *added, uint32_t flags);
 
 int crypt_token_json_get(struct crypt_device *cd, int token, const char **json);
 int crypt_token_json_set(struct crypt_device *cd, int token, const char *json);

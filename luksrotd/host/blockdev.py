@@ -143,24 +143,31 @@ class BlockDevice:
     def read_medium(self, offset: int, length: int) -> bytes:
         """Exactly ``length`` bytes at ``offset`` from the medium, past the page cache.
 
-        Where O_DIRECT is not to be had the cached pages are dropped first (posix_fadvise(2)), which the kernel
-        may decline to do.  Data that was written but not flushed is written out by either way.
+        The cached pages are dropped (posix_fadvise(2)): after a failed flush they show what never arrived, to every
+        other reader.  The kernel may decline that; where O_DIRECT is not to be had, it is all that can be done.  Data
+        that was written but not flushed is written out by either way.
         """
         self._check_range("read", offset, length)
         if not length:
             return b""
         try:
-            return self._read_direct(offset, length)
+            seen = self._read_direct(offset, length)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 self._fail("read", offset, error)
+        else:
+            self._drop_cached(offset, length)
+            return seen
         if self._writable and not self._failure:
             self.flush()  # dirty pages are not dropped
+        self._drop_cached(offset, length)
+        return self.read(offset, length)
+
+    def _drop_cached(self, offset: int, length: int) -> None:
         try:
             os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_DONTNEED)
         except OSError as error:
             self._fail("read", offset, error)
-        return self.read(offset, length)
 
     def _read_direct(self, offset: int, length: int) -> bytes:
         start = offset - offset % _DIRECT_ALIGNMENT

@@ -46,20 +46,27 @@ class Deadlines:
 
 @dataclass(frozen=True, slots=True)
 class WorkerEngine:
-    """Starts workers.  ``python`` is the interpreter that they run in."""
+    """Starts workers.  ``python`` is the interpreter that they run in, ``module`` their program."""
 
     deadlines: Deadlines = field(default_factory=Deadlines)
     python: str = sys.executable
+    module: str = "luksrotd.worker"
 
     @contextlib.asynccontextmanager
     async def session(self, shadow: Shadow, secrets: Mapping[str, SecretSource]) -> AsyncIterator["WorkerSession"]:
-        """A session on ``shadow``; see ``ports.KeyslotEngine``.
+        """A session on ``shadow``; see ``ports.KeyslotEngine``."""
+        async with self.session_on(shadow.fd, secrets) as session:
+            yield session
+
+    @contextlib.asynccontextmanager
+    async def session_on(self, target: int, secrets: Mapping[str, SecretSource]) -> AsyncIterator["WorkerSession"]:
+        """A session on what is open as ``target``.
 
         The descriptors stay the caller's and must stay open until this has been entered.  Leaving kills the worker and
         everything in its process group, and returns when it has been reaped, also when cancelled meanwhile.
         """
         with contextlib.ExitStack() as ours_only, contextlib.ExitStack() as until_spawned:
-            copies = until_spawned.enter_context(_duplicates([shadow.fd, *(s.fd for s in secrets.values())]))
+            copies = until_spawned.enter_context(_duplicates([target, *(s.fd for s in secrets.values())]))
             ours, theirs, stderr = ours_only.enter_context(_plumbing())
             # asyncio forgets the process when it is cancelled while it kills the one that it was cancelled at starting.
             spawning = asyncio.ensure_future(self._spawn(theirs, copies, stderr))
@@ -79,7 +86,7 @@ class WorkerEngine:
     async def _spawn(self, control: socket.socket, fds: Sequence[int], stderr: int) -> Process:
         # PYTHONPATH: for a source tree.  Nothing else of the environment concerns a worker.
         environment = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
-        arguments = ("-P", "-s", "-B", "-m", "luksrotd.worker", str(control.fileno()), str(os.getpid()))
+        arguments = ("-P", "-s", "-B", "-m", self.module, str(control.fileno()), str(os.getpid()))
         try:
             return await asyncio.create_subprocess_exec(
                 self.python,

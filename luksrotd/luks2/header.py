@@ -2,7 +2,7 @@
 """The binary header of one copy, and its checksum (LUKS2 specification, section 2.1)."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from luksrotd.errors import FormatError
@@ -23,6 +23,8 @@ CHECKSUMS: Final = {
     "blake2b-512": "blake2b",
     "blake2s-256": "blake2s",
 }
+
+_SEQID_END: Final = 2**64
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +107,6 @@ def encode(header: BinaryHeader, json: bytes) -> bytes:
 
     Raises ``FormatError`` if the JSON does not leave room for the terminating zero.
     """
-    if len(json) >= header.json_size:
-        raise bad(header.which, f"{len(json)} bytes of JSON do not fit into {header.json_size}")
     fields = layout.BINARY.pack(
         layout.MAGIC[header.which],
         layout.VERSION,
@@ -121,6 +121,40 @@ def encode(header: BinaryHeader, json: bytes) -> bytes:
         b"",
         b"",
     )
+    return _sealed(fields, json, header)
+
+
+def derive(like: BinaryHeader, raw: bytes, which: Which, salt: bytes, seqid: int, json: bytes) -> bytes:
+    """A whole copy ``which`` like the copy ``raw``, whose fields are ``like``, but for what is given.
+
+    The other fields stay as they are byte for byte, even where they are no text.  Raises ``FormatError`` where a
+    number or the JSON does not fit.
+    """
+    if not 0 <= seqid < _SEQID_END:
+        raise bad(which, f"sequence number {seqid} is out of range")
+    _, version, hdr_size, _, label, csum_alg, _, uuid, subsystem, *_ = layout.BINARY.unpack_from(raw)
+    head = replace(like, which=which)
+    fields = layout.BINARY.pack(
+        layout.MAGIC[which],
+        version,
+        hdr_size,
+        seqid,
+        label,
+        csum_alg,
+        salt,
+        uuid,
+        subsystem,
+        head.hdr_offset,
+        b"",
+        b"",
+    )
+    return _sealed(fields, json, head)
+
+
+def _sealed(fields: bytes, json: bytes, header: BinaryHeader) -> bytes:
+    """Fields and JSON, padded, with their checksum."""
+    if len(json) >= header.json_size:
+        raise bad(header.which, f"{len(json)} bytes of JSON do not fit into {header.json_size}")
     copy = fields.ljust(layout.BINARY_SIZE, b"\0") + json.ljust(header.json_size, b"\0")
     csum = checksum(header.csum_alg, copy, header.which).ljust(layout.CSUM_SIZE, b"\0")
     return copy[: layout.CSUM_OFFSET] + csum + copy[layout.FIELDS_SIZE :]

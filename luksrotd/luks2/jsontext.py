@@ -31,7 +31,9 @@ def load(area: bytes) -> Json:
     """The object in a JSON ``area``, which zeros must follow; raises ``FormatError``."""
     if not area.startswith(b"{"):
         _fail("the JSON area does not start with an object")
-    text = area.rstrip(b"\0")
+    end = area.find(b"\0")
+    # Because rstrip looks at the bytes one by one: most of the time that a copy of 4 MiB takes.
+    text = area[:end] if area[end:] == bytes(len(area) - end) else area.rstrip(b"\0")
     if len(text) == len(area):
         _fail("the JSON area is not terminated")
     if too_many_values(text):

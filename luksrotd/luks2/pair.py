@@ -119,12 +119,7 @@ def read_pair(read: Read, device_size: int) -> Pair:
     At most some 20 MiB are read.  Raises ``FormatError`` if neither copy is valid, ``NotLuks2`` for LUKS1,
     ``UnknownDevice`` if there is no trace of LUKS, and what ``read`` raises for blocks that lie on the device.
     """
-    _check_version(_read(read, 0, layout.BINARY_SIZE, device_size))
-    primary, hdr_size = _read_copy(read, Which.PRIMARY, 0, device_size)
-    if hdr_size is not None:
-        secondary, _ = _read_copy(read, Which.SECONDARY, hdr_size, device_size)
-    else:
-        secondary, hdr_size = _scan_secondary(read, device_size)
+    primary, secondary, hdr_size = _read_copies(read, device_size)
     if isinstance(primary, BadCopy) and isinstance(secondary, BadCopy):
         raise _neither(primary, secondary)
     assert hdr_size is not None  # noqa: S101 - a valid copy has one
@@ -137,6 +132,26 @@ def read_pair(read: Read, device_size: int) -> Pair:
 def parse_pair(image: bytes) -> Pair:
     """``read_pair`` on an image in memory that is at least as long as the header area."""
     return read_pair(lambda offset, length: image[offset : offset + length], len(image))
+
+
+def is_lost(read: Read, device_size: int) -> bool:
+    """Whether the device has no header copy, nor one with a right checksum that libcryptsetup might accept.
+
+    Raises as ``read_pair`` for another version than LUKS2.
+    """
+    primary, secondary, _ = _read_copies(read, device_size)
+    return all(isinstance(copy, BadCopy) and copy.seqid is None for copy in (primary, secondary))
+
+
+def _read_copies(read: Read, device_size: int) -> tuple[HeaderCopy | BadCopy, HeaderCopy | BadCopy, int | None]:
+    """Both copies, and the hdr_size if one tells it."""
+    _check_version(_read(read, 0, layout.BINARY_SIZE, device_size))
+    primary, hdr_size = _read_copy(read, Which.PRIMARY, 0, device_size)
+    if hdr_size is not None:
+        secondary, _ = _read_copy(read, Which.SECONDARY, hdr_size, device_size)
+    else:
+        secondary, hdr_size = _scan_secondary(read, device_size)
+    return primary, secondary, hdr_size
 
 
 def _check_version(start: bytes) -> None:

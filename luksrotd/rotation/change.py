@@ -1,12 +1,29 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A change: the edits of one transaction, in the two stages in which they reach the device."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from luksrotd.luks2.areas import Extent
 from luksrotd.luks2.metadata import Metadata
+from luksrotd.luks2.pair import Pair
 from luksrotd.rotation.edits import AddKeyslot, DestroyKeyslot, Edit, RemoveToken, SetToken
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Another header to start from than the device's: two copies that agree, and the bytes of every area they name.
+
+    Its areas lie where the device's header has the same area, or none: so they can be written before it is.
+    """
+
+    pair: Pair
+    areas: Mapping[Extent, bytes]
+
+    @property
+    def metadata(self) -> Metadata:
+        """What both copies say."""
+        return self.pair.winner.metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,13 +33,14 @@ class Change:
     ``wipe`` are ranges that no copy references once ``edits`` are committed; those that ``edits`` retire are added by
     ``retired``.  Secrets are named as in ``rotation.edits``; an added keyslot needs the volume key, so ``unlock``.
     ``survivors``: if given, the credential must open one of these keyslots: nobody removes a way in who has not shown
-    another one.
+    another one.  ``start``: if given, the edits are made on that header in place of the device's.
     """
 
     edits: tuple[Edit, ...] = ()
     closing: tuple[Edit, ...] = ()
     wipe: tuple[Extent, ...] = ()
     survivors: frozenset[int] | None = None
+    start: Start | None = None
 
     @property
     def added(self) -> tuple[AddKeyslot, ...]:
@@ -40,8 +58,10 @@ class Change:
         return bool(self.added) or self.survivors is not None
 
     def retired(self, before: Metadata) -> tuple[Extent, ...]:
-        """The areas of the keyslots that are removed."""
-        return tuple(before.keyslots[keyslot].area for keyslot in self.destroyed)
+        """The areas that ``before``, the device's header, names, or the start, and the changed header does not."""
+        base = before if self.start is None else self.start.metadata
+        dropped = sorted(set(before.areas) - set(base.areas))
+        return (*dropped, *(base.keyslots[keyslot].area for keyslot in self.destroyed))
 
 
 def written_tokens(edits: tuple[Edit, ...]) -> dict[int, SetToken | None]:

@@ -42,6 +42,30 @@ def check_difference(before: HeaderCopy, after: HeaderCopy, edits: tuple[Edit, .
             _reject(_place(name, expected.get(name), actual.get(name)))
 
 
+def mismatch(before: HeaderCopy, other: HeaderCopy) -> str:
+    """Why ``other`` is not a header of the same data as ``before``; '' if it is one.
+
+    It must be of the same volume, of the same layout, and hold the same volume key: then any of its keyslots opens
+    the data.
+    """
+    if before.header.uuid != other.header.uuid:
+        return f"it is of the volume {other.header.uuid}, not of {before.header.uuid}"
+    ours, theirs = before.metadata, other.metadata
+    if before.header.hdr_size != other.header.hdr_size or ours.keyslots_area != theirs.keyslots_area:
+        return "the sizes of its metadata and keyslots areas are others"
+    if ours.raw["segments"] != theirs.raw["segments"]:
+        return "the data lies elsewhere, or is encrypted in another way"
+    if _bound(ours) != _bound(theirs):
+        return "it holds another volume key"
+    return ""
+
+
+def _bound(metadata: Metadata) -> list[Json]:
+    """The digests of the data, without the keyslots that hold the key: type, salt, hash, iterations, digest."""
+    digests = [dict(digest.raw) for digest in metadata.digests.values() if digest.segments]
+    return sorted(({**digest, "keyslots": []} for digest in digests), key=lambda digest: sorted(digest["segments"]))
+
+
 def _expected(before: Metadata, after: Metadata, edits: tuple[Edit, ...]) -> Json:
     """The JSON that ``before`` becomes by ``edits``; what libcryptsetup chooses (salts, offsets) is as in ``after``."""
     raw: Json = copy.deepcopy(dict(before.raw))
@@ -72,6 +96,11 @@ def _add_keyslot(raw: Json, edit: AddKeyslot, before: Metadata, after: Metadata)
         _reject(f"the digest of keyslot {edit.keyslot}")
     raw["keyslots"][str(edit.keyslot)] = copy.deepcopy(dict(added.raw))
     raw["digests"][str(holders[0].id)]["keyslots"].append(str(edit.keyslot))
+    if edit.token is not None:
+        token = raw["tokens"].get(str(edit.token))
+        if token is None:
+            _reject(f"keyslot {edit.keyslot}, born with a token that is not there")
+        token["keyslots"] = [*token["keyslots"], str(edit.keyslot)]
 
 
 def _check_added(added: Keyslot, edit: AddKeyslot, before: Metadata) -> None:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from luksrotd.errors import InvalidRequest, NeedsPerson
+from luksrotd.errors import InvalidRequest, NeedsPerson, NoFreeKeyslot
 from luksrotd.luks2 import jsontext, layout
 from luksrotd.luks2.members import quoted
 from luksrotd.names import TOKEN_TYPE, WIPE_TOKEN_TYPE
@@ -25,7 +25,7 @@ class Draft:
     """Edits of one volume, as it was when the draft was begun.
 
     Numbers are given out at once, the lowest free one if the caller does not care.  Whatever is wrong with one edit is
-    raised at once (``InvalidRequest``), whatever is wrong with all of them together by ``change``.
+    raised at once (``InvalidRequest``, ``NoFreeKeyslot``), whatever is wrong with all of them together by ``change``.
     """
 
     def __init__(self, view: DeviceView) -> None:
@@ -158,7 +158,7 @@ def _number(wanted: int | None, taken: set[int], limit: int, what: str) -> int:
     if wanted is None:
         wanted = next((number for number in range(limit) if number not in taken), None)
         if wanted is None:
-            raise InvalidRequest(f"cannot add a {what}: all {limit} are taken; remove one first")
+            raise NoFreeKeyslot(f"cannot add a {what}: all {limit} are taken; remove one first")
     if wanted in taken:
         raise InvalidRequest(f"cannot add {what} {wanted}: the number is taken")
     if not 0 <= wanted < limit:

@@ -67,11 +67,15 @@ PBKDF_FOR_RANDOM_KEYS: Final = Pbkdf("pbkdf2", hash="sha512", iterations=1000)
 
 @dataclass(frozen=True, slots=True)
 class AddKeyslot:
-    """Add keyslot number ``keyslot`` for the unlocked volume key, opened by the secret named ``secret``."""
+    """Add keyslot number ``keyslot`` for the unlocked volume key, opened by the secret named ``secret``.
+
+    ``token``: it is born assigned to that token, in one header write (``rotation.stepwise``).
+    """
 
     keyslot: int
     secret: str = NEW
     pbkdf: Pbkdf = field(default_factory=Pbkdf)
+    token: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +111,10 @@ Edit = AddKeyslot | SetToken | RemoveToken | DestroyKeyslot
 def to_wire(edit: Edit) -> dict[str, Any]:
     """The JSON-ready form of ``edit``."""
     match edit:
-        case AddKeyslot(keyslot, secret, pbkdf):
+        case AddKeyslot(keyslot, secret, pbkdf, token):
             cost = {name: getattr(pbkdf, name) for name in ("type", "hash", "iterations", "memory_kib", "parallel")}
-            return {"edit": "add-keyslot", "keyslot": keyslot, "secret": secret, "pbkdf": cost}
+            wire = {"edit": "add-keyslot", "keyslot": keyslot, "secret": secret, "pbkdf": cost}
+            return wire if token is None else {**wire, "token": token}
         case SetToken(token, body, fingerprint_of):
             return {"edit": "set-token", "token": token, "body": dict(body), "fingerprint_of": fingerprint_of}
         case RemoveToken(token):
@@ -136,7 +141,8 @@ def from_wire(wire: Mapping[str, Any]) -> Edit:
 def _from_wire(kind: str, wire: Mapping[str, Any]) -> Edit:
     match kind:
         case "add-keyslot":
-            return AddKeyslot(int(wire["keyslot"]), str(wire["secret"]), _pbkdf(wire["pbkdf"]))
+            token = _optional(int, wire.get("token"))
+            return AddKeyslot(int(wire["keyslot"]), str(wire["secret"]), _pbkdf(wire["pbkdf"]), token)
         case "set-token":
             return SetToken(int(wire["token"]), dict(wire["body"]), _optional(int, wire["fingerprint_of"]))
         case "remove-token":

@@ -26,8 +26,8 @@ class Lineage:
 def lineage(view: DeviceView, name: str) -> Lineage:
     """Who is who among the keys of that name: of several complete active ones, the highest generation is in force."""
     keys = view.named(name)
-    retired = _retired(keys)
-    rest = [key for key in keys if key not in retired]
+    gone = retired(keys)
+    rest = [key for key in keys if key not in gone]
     active = [key for key in rest if key.token.state is KeyState.ACTIVE]
     staged = [key for key in rest if key.token.state is KeyState.STAGED]
     complete = sorted((key for key in active if key.complete), key=lambda key: key.token.generation)
@@ -45,7 +45,7 @@ def lineage(view: DeviceView, name: str) -> Lineage:
         )
     if any(key.token.generation <= newest for key in staged):
         return Lineage(name, unclear=f"the staged key named {name!r} is not newer than the active one")
-    superseded = (*retired, *complete[:-1])
+    superseded = (*gone, *complete[:-1])
     return Lineage(name, current, staged[0] if staged else None, superseded)
 
 
@@ -54,12 +54,12 @@ def lineages(view: DeviceView) -> tuple[Lineage, ...]:
     return tuple(lineage(view, name) for name in sorted({key.token.name for key in view.keys}))
 
 
-def _retired(keys: tuple[ManagedKey, ...]) -> tuple[ManagedKey, ...]:
+def retired(keys: tuple[ManagedKey, ...]) -> tuple[ManagedKey, ...]:
     """Those that say so themselves, those that a newer complete one replaces, and what a stepwise birth has left."""
     return tuple(
         key
         for key in keys
-        if key.token.state is KeyState.RETIRED or _unborn(key) or any(_replaces(other, key) for other in keys)
+        if key.token.state is KeyState.RETIRED or unborn(key) or any(_replaces(other, key) for other in keys)
     )
 
 
@@ -70,6 +70,6 @@ def _replaces(new: ManagedKey, old: ManagedKey) -> bool:
     return in_force and newer and old.token.id in (new.token.retires or ())
 
 
-def _unborn(key: ManagedKey) -> bool:
+def unborn(key: ManagedKey) -> bool:
     """The stepwise engine writes the token first; only with its keyslot it is a key."""
     return key.token.retires is not None and not key.token.keyslots

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Before-image, shadow and change → ``CommitPlan``; refuses any difference that it cannot explain."""
+"""Before-image, shadow and change → ``CommitPlan``; refuses any difference that it cannot explain.
+
+The edits are explained against the header that they were made on: the device's, or another one that the change starts
+from.  What is written is the difference between the result and the device.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -8,9 +12,10 @@ from luksrotd.errors import ConsistencyError, FormatError, NotLuks2, UnknownDevi
 from luksrotd.luks2 import layout
 from luksrotd.luks2.areas import Extent, overlapping, subtract
 from luksrotd.luks2.layout import Which
+from luksrotd.luks2.metadata import Metadata
 from luksrotd.luks2.pair import HeaderCopy, Pair, parse_pair
 from luksrotd.rotation.change import Change
-from luksrotd.rotation.difference import check_difference
+from luksrotd.rotation.difference import check_difference, mismatch
 from luksrotd.rotation.protocol import BLOCK, CommitPlan, Phase, Step, Write, header_writes
 
 #: Returns that many random bytes.
@@ -31,27 +36,77 @@ class ShadowResult:
     data: Mapping[Extent, bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """What is on the device: its header bytes, the areas that a copy names, its sequence number.
+
+    ``metadata``: what both copies say; where there is none, what the new header says.
+    """
+
+    raw: bytes
+    referenced: tuple[Extent, ...]
+    seqid: int
+    metadata: Metadata
+
+
 def plan_commit(before: Pair, change: Change, shadow: ShadowResult, noise: Noise) -> CommitPlan:
     """The ordered writes that bring ``change`` to the device; raises ``ConsistencyError``."""
     if not before.agree:
         raise ConsistencyError("cannot plan a commit: the two header copies differ")
-    committed, final = _parse(shadow.committed, before), _parse(shadow.final, before)
+    if change.start is not None and (why := mismatch(before.winner, change.start.pair.winner)):
+        raise ConsistencyError(f"cannot start from another header: {why}")
+    ground = _Ground(before.raw, before.referenced, before.winner.header.seqid, before.winner.metadata)
+    return _plan_change(ground, before if change.start is None else change.start.pair, change, shadow, noise)
+
+
+def plan_revival(raw: bytes, change: Change, shadow: ShadowResult, noise: Noise) -> CommitPlan:
+    """The writes that give ``change.start`` to a device without a valid header copy; raises ``ConsistencyError``.
+
+    ``raw`` are the bytes where the copies were.
+    """
+    if change.start is None or len(raw) != len(change.start.pair.raw):
+        raise ConsistencyError("cannot plan a commit: there is no header to start from")
+    ground = _Ground(raw, (), 0, change.start.metadata)
+    return _plan_change(ground, change.start.pair, change, shadow, noise)
+
+
+def _plan_change(ground: _Ground, start: Pair, change: Change, shadow: ShadowResult, noise: Noise) -> CommitPlan:
+    """``start`` is the header that the edits were made on."""
+    committed, final = _parse(shadow.committed, start), _parse(shadow.final, start)
     for which in Which:
-        check_difference(_copy(before, which), _copy(committed, which), change.edits)
+        check_difference(_copy(start, which), _copy(committed, which), change.edits)
         check_difference(_copy(committed, which), _copy(final, which), change.closing)
+    missing, held = _start_areas(ground, change)
     new = tuple(committed.winner.metadata.keyslots[edit.keyslot].area for edit in change.added)
-    retired = change.retired(before.winner.metadata)
+    retired = change.retired(ground.metadata)
     wiped = (*retired, *change.wipe)
-    _check_new_areas(before, new)
-    _check_wiped_areas(before, (*committed.referenced, *final.referenced), wiped, retired)
+    _check_new_areas(ground, (*new, *(write.extent for write in missing)))
+    _check_wiped_areas(ground, (*committed.referenced, *final.referenced), wiped, retired)
     _check_bytes(shadow, allowed=(*new, *retired))
+    added = tuple(_new_area(shadow, area, _material_size(committed, area), noise) for area in new)
     steps = (
-        Step(Phase.NEW_AREA, tuple(_new_area(shadow, area, _material_size(committed, area), noise) for area in new)),
-        *_header_steps(before.raw, shadow.committed, Phase.HEADER_PRIMARY, Phase.HEADER_SECONDARY),
+        Step(Phase.NEW_AREA, (*missing, *added)),
+        *_header_steps(ground.raw, shadow.committed, Phase.HEADER_PRIMARY, Phase.HEADER_SECONDARY),
         Step(Phase.WIPE_OLD, tuple(Write(extent.offset, noise(extent.size)) for extent in wiped)),
         *_header_steps(shadow.committed, shadow.final, Phase.CLEAR_PRIMARY, Phase.CLEAR_SECONDARY),
     )
-    return _plan(steps, before, shadow.committed, shadow.final, final.winner.header.seqid)
+    return _plan(steps, ground, shadow, final.winner.header.seqid, held)
+
+
+def _start_areas(ground: _Ground, change: Change) -> tuple[tuple[Write, ...], tuple[Write, ...]]:
+    """The areas of another start: those that the device must get, and those that it must hold."""
+    if change.start is None:
+        return (), ()
+    pair, areas = change.start.pair, change.start.areas
+    if not pair.agree or set(areas) != set(pair.referenced):
+        raise ConsistencyError("cannot start from another header: its copies or areas are not whole")
+    if any(len(content) != area.size for area, content in areas.items()):
+        raise ConsistencyError("cannot start from another header: an area is not whole")
+    if pair.winner.header.seqid <= ground.seqid:
+        raise ConsistencyError("cannot start from another header: its sequence number is not higher")  # I9
+    writes = tuple(Write(area.offset, areas[area]) for area in pair.referenced)
+    missing = tuple(write for write in writes if write.extent not in ground.referenced)
+    return missing, tuple(write for write in writes if write.extent in ground.referenced)
 
 
 def plan_heal(before: Pair, healed: bytes) -> CommitPlan:
@@ -69,13 +124,15 @@ def plan_heal(before: Pair, healed: bytes) -> CommitPlan:
     size = before.hdr_size
     start = 0 if loser is Which.PRIMARY else size
     writes = header_writes(before.raw[start : start + size], healed[start : start + size], start)
-    return _plan((Step(phase, writes),), before, healed, healed, after.winner.header.seqid)
+    ground = _Ground(before.raw, before.referenced, before.winner.header.seqid, before.winner.metadata)
+    return _plan((Step(phase, writes),), ground, ShadowResult({}, healed, healed, {}), after.winner.header.seqid)
 
 
-def _plan(steps: Iterable[Step], before: Pair, committed: bytes, final: bytes, seqid: int) -> CommitPlan:
-    plan = CommitPlan(
-        tuple(step for step in steps if step.writes), before.raw, committed, final, before.winner.header.seqid, seqid
-    )
+def _plan(
+    steps: Iterable[Step], ground: _Ground, shadow: ShadowResult, seqid: int, held: tuple[Write, ...] = ()
+) -> CommitPlan:
+    kept = tuple(step for step in steps if step.writes)
+    plan = CommitPlan(kept, ground.raw, shadow.committed, shadow.final, ground.seqid, seqid, held)
     if any(write.offset % BLOCK or len(write.data) % BLOCK for write in plan.writes):
         raise ConsistencyError(f"cannot plan a commit: an area is not aligned to {BLOCK} bytes")
     return plan
@@ -105,23 +162,22 @@ def _header_steps(before: bytes, after: bytes, primary: Phase, secondary: Phase)
     )
 
 
-def _check_new_areas(before: Pair, new: tuple[Extent, ...]) -> None:
+def _check_new_areas(ground: _Ground, new: tuple[Extent, ...]) -> None:
     """I4: a new area lies where neither copy on the device references anything; metadata has no areas that overlap."""
-    space = before.winner.metadata.keyslots_area
     for area in new:
-        if not space.contains(area) or overlapping(area, before.referenced):
+        if not ground.metadata.keyslots_area.contains(area) or overlapping(area, ground.referenced):
             raise ConsistencyError(f"cannot write a new keyslot at {area.offset}: that space is not free")
 
 
 def _check_wiped_areas(
-    before: Pair, after: tuple[Extent, ...], wiped: tuple[Extent, ...], retired: tuple[Extent, ...]
+    ground: _Ground, after: tuple[Extent, ...], wiped: tuple[Extent, ...], retired: tuple[Extent, ...]
 ) -> None:
     """I4: only keyslot space is overwritten that nothing references any more; ``after`` is what is referenced then."""
     for extent in wiped:
-        if not before.winner.metadata.keyslots_area.contains(extent) or overlapping(extent, after):
+        if not ground.metadata.keyslots_area.contains(extent) or overlapping(extent, after):
             raise ConsistencyError(f"cannot wipe {extent.size} bytes at {extent.offset}: they are in use")
     for extent in set(wiped) - set(retired):
-        if overlapping(extent, before.referenced):
+        if overlapping(extent, ground.referenced):
             raise ConsistencyError(f"cannot wipe {extent.size} bytes at {extent.offset}: a keyslot still has them")
 
 

@@ -2,7 +2,7 @@
 """What luksrotd refuses to do to a volume, before anything is written; the decisions stand on these checks."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 from luksrotd.errors import (
     ForeignSignature,
@@ -109,6 +109,8 @@ def check_room(view: DeviceView, edits: Iterable[Edit]) -> None:
                 raw["tokens"].pop(str(token), None)
             case DestroyKeyslot(keyslot):
                 keyslots.pop(str(keyslot), None)
+            case _ as unreachable:  # pragma: no cover - mypy proves it
+                assert_never(unreachable)
         if isinstance(edit, AddKeyslot | SetToken):
             size = len(metadata.serialise({**raw, "keyslots": keyslots})) + reserved
             if size >= limit:

@@ -60,7 +60,8 @@ class CommitPlan:
 
     ``base``: the ``2 * hdr_size`` header bytes that must be on the device when the commit begins (compare-and-swap).
     ``committed``: the header bytes after HEADER_SECONDARY.  ``final``: those after the last step.
-    ``seqid_before`` and ``seqid_after`` are sequence numbers.
+    ``seqid_before`` and ``seqid_after`` are sequence numbers.  ``held``: what must be on the device beside ``base``, as
+    the new header names it and it is not written.
     """
 
     steps: tuple[Step, ...]
@@ -69,6 +70,7 @@ class CommitPlan:
     final: bytes
     seqid_before: int
     seqid_after: int
+    held: tuple[Write, ...] = ()
 
     def __post_init__(self) -> None:
         order = [ORDER.index(step.phase) for step in self.steps]
@@ -96,7 +98,8 @@ class CommitPlan:
             return Outcome.UNCHANGED if headers == self.base else Outcome.UNKNOWN
         if headers == self.final:
             return Outcome.COMMITTED
-        if headers == self.committed:
+        wipes = any(step.phase is Phase.WIPE_OLD for step in self.steps)
+        if headers == self.committed and (wipes or headers != self.base):
             return Outcome.WIPE_PENDING
         return Outcome.UNCHANGED if headers == self.base else Outcome.UNKNOWN
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from luksrotd.errors import NoFreeKeyslot
 from luksrotd.luks2 import layout
+from luksrotd.luks2.areas import Extent
 from luksrotd.rotation import token as tokens
 from luksrotd.rotation.change import Change
 from luksrotd.rotation.edits import DestroyKeyslot, Edit, RemoveToken, SetToken
@@ -30,16 +31,18 @@ def retire(
     carrier: Carrier | None = None,
     first: tuple[Edit, ...] = (),
     survivors: frozenset[int] | None = None,
+    also: tuple[Extent, ...] = (),
 ) -> Change:
     """The change that removes the tokens ``remove``, makes the edits ``first``, then removes ``keyslots``.
 
     The wipe intent goes into the carrier, else into a wipe record of its own, which takes the number of a token that
-    goes where there is one.  Raises ``NoFreeKeyslot`` if there is no number for it.
+    goes where there is one.  ``also``: further ranges for it.  Tokens go first: what they leave is room enough for the
+    intent.  Raises ``NoFreeKeyslot`` if there is no number for it.
     """
     keyslots, remove = tuple(keyslots), tuple(remove)
     destroyed = tuple(DestroyKeyslot(keyslot) for keyslot in keyslots)
     removed = tuple(RemoveToken(token) for token in remove)
-    areas = [view.metadata.keyslots[keyslot].area for keyslot in keyslots]
+    areas = [*(view.metadata.keyslots[keyslot].area for keyslot in keyslots), *also]
     if carrier is not None:
         last = SetToken(carrier.token, dict(carrier.body), carrier.fingerprint_of)
         pending = SetToken(carrier.token, tokens.with_intent(carrier.body, areas), carrier.fingerprint_of)

@@ -68,9 +68,7 @@ def finish(view: DeviceView, name: str, only_generation: int | None = None, grou
             f"cannot finish the rotation of key {name!r}: {old.oddity}; remove the old keyslot with "
             "cryptsetup luksKillSlot, then finish"
         )
-    change = retire(view, old.token.keyslots, [old.token.id], carrier=carrier)
-    policy.check_room(view, change.edits)
-    return change
+    return retire(view, old.token.keyslots, [old.token.id], carrier=carrier)
 
 
 def abort(view: DeviceView, name: str, only_generation: int | None = None, group: str | None = None) -> Change:
@@ -84,9 +82,7 @@ def abort(view: DeviceView, name: str, only_generation: int | None = None, group
             "the key"
         )
     carrier = Carrier(current.token.id, view.metadata.tokens[current.token.id].raw)
-    change = retire(view, staged.token.keyslots, [staged.token.id], carrier=carrier)
-    policy.check_room(view, change.edits)
-    return change
+    return retire(view, staged.token.keyslots, [staged.token.id], carrier=carrier)
 
 
 def _staged(
@@ -107,7 +103,7 @@ def _staged(
 def _check_group(staged: ManagedKey, group: str | None, verb: str) -> None:
     """A set goes one way as a whole: who acts on one of its volumes must know of the others."""
     found, name = staged.token.group, staged.token.name
-    if found is not None and found.id != group:
+    if found is not None and found.size > 1 and found.id != group:
         raise NeedsPerson(
             f"cannot {verb} the rotation of key {name!r}: it was staged on set {found.id} of {found.size} volumes; "
             "name all of them"

@@ -4,6 +4,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from luksrotd.errors import Cancelled
@@ -52,6 +53,15 @@ async def cancellable(work: Callable[[PointOfNoReturn], Coroutine[Any, Any, T]])
         except asyncio.CancelledError:
             if point.cancel():
                 task.cancel()
+    return task.result()
+
+
+async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """What ``work`` returns or raises; a cancel does not reach it, and is left for ``heed_cancellation``."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait({task})
     return task.result()
 
 

@@ -17,12 +17,11 @@ Entered = Callable[[Phase], None]
 def run(plan: CommitPlan, device: HeaderDevice, entered: Entered) -> None:
     """Write the steps of ``plan`` in their order, each followed by a checked flush, and read the result back.
 
-    Raises ``Conflict`` if the device does not hold ``plan.base`` (nothing has been written), ``DeviceError`` or
-    ``ConsistencyError`` with the outcome that the device shows afterwards.
+    Raises ``Conflict`` if the device does not hold ``plan.base`` and ``plan.held`` (nothing has been written),
+    ``DeviceError`` or ``ConsistencyError`` with the outcome that the device shows afterwards.
     """
-    if device.read(0, len(plan.base)) != plan.base:
-        raise Conflict("cannot commit: another tool has changed the header meanwhile")
     try:
+        _settle(plan, device)
         for step in plan.steps:
             entered(step.phase)
             if plan.before_wipe(step.phase):
@@ -32,6 +31,20 @@ def run(plan: CommitPlan, device: HeaderDevice, entered: Entered) -> None:
     except DeviceError as error:
         # Never retried: a flush that succeeds after one that failed means nothing.  Look at what is true instead.
         raise DeviceError(error.message, outcome=_truth(plan, device)) from error
+
+
+def _settle(plan: CommitPlan, device: HeaderDevice) -> None:
+    """Build on what is on the medium: a process that was killed may have left a header that was never flushed.
+
+    A header phase would share its epoch with that one, and both copies could be torn.  A new area may: its flush
+    comes before any header is written.
+    """
+    if Phase.NEW_AREA not in {step.phase for step in plan.steps}:
+        device.flush()
+    if device.read_medium(0, len(plan.base)) != plan.base:
+        raise Conflict("cannot commit: another tool has changed the header meanwhile")
+    if any(device.read(there.offset, len(there.data)) != there.data for there in plan.held):
+        raise Conflict("cannot commit: another tool has changed a keyslot meanwhile")
 
 
 def _write(step: Step, device: HeaderDevice) -> None:

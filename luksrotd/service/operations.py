@@ -13,9 +13,10 @@ from luksrotd.rotation.edits import UNLOCK, Pbkdf
 from luksrotd.rotation.reconcile import Action
 from luksrotd.service.handover import Secrets
 from luksrotd.service.jobs import Job, Kind
+from luksrotd.service.reconciling import Reconciled
 from luksrotd.service.registry import Registry, Volume
 from luksrotd.service.runner import Request, Runner
-from luksrotd.service.volume import Reconciled, Volumes
+from luksrotd.service.volume import Volumes
 
 log = logging.getLogger(__name__)
 
@@ -94,8 +95,10 @@ class Operations:
     async def reconcile(self, uuid: str, owner: Caller | None = None, *, dry_run: bool = False) -> Reconciled:
         """Finish what a crash interrupted, or (``dry_run``) say what would be done; only a repair waits its turn."""
         seen = await self._volumes.reconcile(self._registry.get(uuid).ref, dry_run=True)
-        if dry_run or not any(finding.action is Action.REPAIR for finding in seen.found):
+        if dry_run:
             return seen
+        if not any(finding.action is Action.REPAIR for finding in seen.found):
+            return await self._volumes.reconcile(self._registry.get(uuid).ref)  # for its inventory
         result = await self._reconcile(uuid, owner).wait()
         assert isinstance(result, Reconciled)  # noqa: S101 -- for mypy: it is what _reconcile returns
         return result

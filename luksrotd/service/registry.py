@@ -7,13 +7,16 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from luksrotd.errors import BusyError, LuksrotdError, NeedsPerson, UnknownDevice
 from luksrotd.ports import DeviceEvent, DeviceRef, Watcher, WatchEvent
 from luksrotd.rotation.reconcile import Action
 from luksrotd.rotation.view import DeviceView
-from luksrotd.service.volume import Examined, Volumes
+from luksrotd.service.volume import Volumes
+
+if TYPE_CHECKING:
+    from luksrotd.service.reconciling import Examined
 
 log = logging.getLogger(__name__)
 

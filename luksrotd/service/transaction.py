@@ -5,24 +5,37 @@ Every change of a header goes through here: rotation, enrolment and reconcile ar
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+import copy
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
-from luksrotd.errors import Conflict, ConsistencyError, DeviceError, LastKeyslot, NeedsPerson
+from luksrotd.errors import (
+    Conflict,
+    ConsistencyError,
+    DeviceError,
+    Internal,
+    InvalidRequest,
+    LastKeyslot,
+    LuksrotdError,
+    NeedsPerson,
+    Outcome,
+)
 from luksrotd.luks2.areas import Extent
 from luksrotd.luks2.layout import Which
-from luksrotd.ports import DeviceRef, EngineSession, HeaderDevice, Host, SecretSource, Shadow
+from luksrotd.ports import DeviceIdentity, DeviceRef, EngineSession, HeaderDevice, Host, SecretSource, Shadow
 from luksrotd.rotation import policy, reconcile
 from luksrotd.rotation.change import Change
 from luksrotd.rotation.edits import UNLOCK, VOLUME_KEY
-from luksrotd.rotation.plan import ShadowResult, plan_commit, plan_heal
+from luksrotd.rotation.leftovers import Rules
+from luksrotd.rotation.plan import ShadowResult, plan_commit, plan_heal, plan_revival
+from luksrotd.rotation.preview import Difference, preview
 from luksrotd.rotation.protocol import CommitPlan, Phase
-from luksrotd.rotation.view import DeviceView
+from luksrotd.rotation.view import DeviceView, view
 from luksrotd.service import commit
 from luksrotd.service.cancellation import PointOfNoReturn, cancellable, heed_cancellation
 from luksrotd.service.progress import Progress, Stage, ignore
-from luksrotd.service.snapshot import Areas, Snapshot, no_areas, read_snapshot, unlocking_areas
+from luksrotd.service.snapshot import Areas, Snapshot, no_areas, read_lost, read_snapshot, unlocking_areas
 from luksrotd.service.threads import in_thread
 
 #: How often a transaction starts again because another tool was faster.
@@ -33,6 +46,14 @@ Deliver = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
+class Basis:
+    """A decision, and the keyslot areas that it looks into; those that a credential needs must be among them."""
+
+    areas: Areas
+    decide: Callable[[Snapshot], Change]
+
+
+@dataclass(frozen=True, slots=True)
 class Committed:
     """What a transaction did to which volume: the change, and the sequence numbers before and after it."""
 
@@ -40,6 +61,14 @@ class Committed:
     change: Change
     seqid_before: int
     seqid_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mended:
+    """A volume after its repairs, and what they have changed."""
+
+    view: DeviceView
+    differences: tuple[Difference, ...]
 
 
 async def nothing_to_deliver() -> None:
@@ -53,11 +82,22 @@ class Transactor:
         """``attempts``: how often a transaction may be overtaken before it gives up with ``Conflict``."""
         self._host = host
         self._attempts = attempts
+        self._held: frozenset[DeviceIdentity] = frozenset()
 
     async def look(self, ref: DeviceRef) -> DeviceView:
         """The volume as it is now."""
         async with self.opened(ref) as device:
             return (await self._snapshot(ref, device, no_areas)).view
+
+    async def read(self, ref: DeviceRef, areas: Areas) -> Snapshot:
+        """The volume as it is now, with some of its areas."""
+        async with self.opened(ref) as device:
+            return await self._snapshot(ref, device, areas)
+
+    async def read_lost(self, ref: DeviceRef, length: int, headers: int) -> bytes:
+        """The bytes where the header copies were of a device that has lost both (``snapshot.read_lost``)."""
+        async with self.opened(ref) as device:
+            return await self._read_lost(ref, device, length, headers)
 
     @asynccontextmanager
     async def opened(self, ref: DeviceRef) -> AsyncIterator[HeaderDevice]:
@@ -83,18 +123,92 @@ class Transactor:
         dies.  Raises what ``decide`` raises, and the errors of the ports; the error's ``outcome`` says what is true.
         Cancelling it before the point of no return leaves the device unchanged; afterwards it runs to its end.
         """
+        basis = Basis(unlocking_areas, lambda snapshot: decide(snapshot.view))
+        return await self.run_on(ref, basis, secrets, progress, deliver)
+
+    async def run_on(
+        self,
+        ref: DeviceRef,
+        basis: Basis,
+        secrets: Mapping[str, SecretSource],
+        progress: Progress = ignore,
+        deliver: Deliver = nothing_to_deliver,
+    ) -> Committed:
+        """The same for a decision that looks into keyslot areas."""
+
+        async def work(point: PointOfNoReturn) -> Committed:
+            async with self.opened(ref) as device:
+                progress(Stage.LOCKING)
+                async with self._job(device):
+                    policy.check_signatures(tuple(await self._host.probe.foreign(device)))
+                    await self._finish_crashed(ref, device)
+                    progress(Stage.READING)
+                    target = _Target(ref, device, point, progress, volume_key=VOLUME_KEY in secrets)
+                    return await self._change(target, basis, secrets, deliver)
+
+        return await cancellable(work)
+
+    async def revive(
+        self,
+        ref: DeviceRef,
+        decide: Callable[[bytes], Change],
+        secrets: Mapping[str, SecretSource],
+        size: tuple[int, int],
+        progress: Progress = ignore,
+    ) -> Committed:
+        """Give a header to a device that has lost both copies of its own, as ``run`` would change one.
+
+        ``decide`` is given what is where they were; its change has a start.  ``size``: bytes of the header area, and
+        of both copies.  Raises also what ``snapshot.read_lost`` raises.
+        """
 
         async def work(point: PointOfNoReturn) -> Committed:
             async with self.opened(ref) as device:
                 progress(Stage.LOCKING)
                 async with self._host.locks.job(device):
                     policy.check_signatures(tuple(await self._host.probe.foreign(device)))
-                    await self._finish_crashed(ref, device)
                     progress(Stage.READING)
-                    target = _Target(ref, device, point, progress, volume_key=VOLUME_KEY in secrets)
-                    return await self._change(target, decide, secrets, deliver)
+                    raw = await self._read_lost(ref, device, *size)
+                    change = decide(raw)
+                    base = _basis_of(change)
+                    async with self._session(base.pair.length, secrets) as worker:
+                        result = await self._edited(worker, base, change, progress)
+                    plan = plan_revival(raw, change, result, self._host.entropy.random)
+                    await self._commit(_Target(ref, device, point, progress), plan)
+                    progress(Stage.DONE)
+                    return Committed(base.view.uuid, change, 0, plan.seqid_after)
 
         return await cancellable(work)
+
+    @asynccontextmanager
+    async def holding(self, refs: Sequence[DeviceRef]) -> AsyncIterator["Transactor"]:
+        """Hold the job locks of several volumes; a transactor that works under them.
+
+        Raises ``InvalidRequest`` if one of them is named twice.
+        """
+        async with AsyncExitStack() as stack:
+            devices = {}
+            for ref in refs:
+                device = await stack.enter_async_context(self.opened(ref))
+                if device.identity in devices:
+                    raise InvalidRequest(f"cannot take {ref.metadata_path} twice: it is the same as another one")
+                devices[device.identity] = device
+            # In one order for everybody: two of us that want the same volumes must not wait for each other.
+            for identity in sorted(devices, key=str):
+                await stack.enter_async_context(self._host.locks.job(devices[identity]))
+            held = copy.copy(self)
+            held._held = frozenset(devices)
+            yield held
+
+    async def settle(self, ref: DeviceRef) -> DeviceView:
+        """Finish what a crash left, as ``run`` does before it begins anything new; the volume afterwards."""
+        async with self.opened(ref) as device:
+            async with self._job(device):
+                await self._finish_crashed(ref, device)
+            return (await self._snapshot(ref, device, no_areas)).view
+
+    def _job(self, device: HeaderDevice) -> AbstractAsyncContextManager[None]:
+        return nullcontext() if device.identity in self._held else self._host.locks.job(device)
 
     async def opened_by(self, ref: DeviceRef, source: SecretSource) -> int:
         """The keyslot that the secret opens, tried on a shadow; raises ``WrongCredential``."""
@@ -112,26 +226,33 @@ class Transactor:
                 _fill(shadow, snapshot)
                 return await session.opens(keyslot(snapshot.view), UNLOCK)
 
-    async def mend(self, ref: DeviceRef, device: HeaderDevice, *, orphans: bool) -> DeviceView:
-        """Make every repair that ``reconcile`` knows, one commit each, with the job lock held; the volume afterwards.
+    async def mend(self, ref: DeviceRef, device: HeaderDevice, rules: Rules) -> Mended:
+        """Make every repair that ``reconcile`` knows, one commit each, with the job lock held.
 
         Needs no secret.  Once the first commit has begun, it cannot be cancelled any more.
         """
 
-        async def work(point: PointOfNoReturn) -> DeviceView:
+        async def work(point: PointOfNoReturn) -> Mended:
             target = _Target(ref, device, point, ignore)
+            done: tuple[Difference, ...] = ()
             for _ in range(self._attempts):
                 snapshot = await self._snapshot(ref, device, no_areas)
+                heal = reconcile.needs_heal(snapshot.view)
                 try:
-                    if reconcile.needs_heal(snapshot.view):
-                        plan = await self._plan_heal(snapshot)
-                    elif change := reconcile.repair(snapshot.view, orphans=orphans):
-                        plan = await self._plan_repair(snapshot, change)
+                    if heal:
+                        plan, step = await self._plan_heal(snapshot), reconcile.heal_difference(snapshot.view)
+                    elif change := reconcile.repair(snapshot.view, rules):
+                        plan, step = await self._plan_repair(snapshot, change), preview(snapshot.view, change)
                     else:
-                        return snapshot.view
+                        return Mended(snapshot.view, done)
                     await self._commit(target, plan)
+                    done += step
                 except Conflict:
                     continue
+                except DeviceError as error:
+                    if heal and snapshot.view.pending and error.outcome is Outcome.COMMITTED:
+                        error.outcome = Outcome.WIPE_PENDING
+                    raise
             raise Conflict("cannot reconcile: other tools keep changing the header")
 
         return await cancellable(work)
@@ -140,23 +261,28 @@ class Transactor:
         """Heal and wipe what a crash left, before anything new is begun."""
         seen = (await self._snapshot(ref, device, no_areas)).view
         policy.check_requirements(seen)
-        if reconcile.needs_heal(seen) or reconcile.repair(seen, orphans=False):
-            await self.mend(ref, device, orphans=False)
+        if reconcile.needs_heal(seen) or reconcile.repair(seen, reconcile.CRASHES_ONLY):
+            try:
+                await self.mend(ref, device, reconcile.CRASHES_ONLY)
+            except LuksrotdError as error:
+                if error.outcome is Outcome.COMMITTED:  # a repair was, not what the caller has asked for
+                    error.outcome = Outcome.UNCHANGED
+                raise
             heed_cancellation()
 
     async def _change(
-        self, target: "_Target", decide: Decide, secrets: Mapping[str, SecretSource], deliver: Deliver
+        self, target: "_Target", basis: Basis, secrets: Mapping[str, SecretSource], deliver: Deliver
     ) -> Committed:
         """With the job lock held: one worker for all attempts, for it can read a secret from a pipe only once."""
-        snapshot = await self._snapshot(target.ref, target.device, unlocking_areas)
-        decide(snapshot.view)
+        snapshot = await self._snapshot(target.ref, target.device, basis.areas)
+        basis.decide(snapshot)
         async with self._session(snapshot.pair.length, secrets) as worker:
-            return await self._attempt(target, decide, worker, snapshot, deliver)
+            return await self._attempt(target, basis, worker, snapshot, deliver)
 
     async def _attempt(
         self,
         target: "_Target",
-        decide: Decide,
+        basis: Basis,
         worker: tuple[Shadow, EngineSession],
         snapshot: Snapshot,
         deliver: Deliver,
@@ -164,7 +290,7 @@ class Transactor:
         progress = target.progress
         delivered = False
         for _ in range(self._attempts):
-            change = decide(snapshot.view)
+            change = basis.decide(snapshot)
             policy.check_retirement(snapshot.view, change)
             plan = await self._prepare(worker, snapshot, change, progress, volume_key=target.volume_key)
             if not delivered:
@@ -175,7 +301,7 @@ class Transactor:
                 await self._commit(target, plan)
             except Conflict:
                 progress(Stage.READING)
-                snapshot = await self._snapshot(target.ref, target.device, unlocking_areas)
+                snapshot = await self._snapshot(target.ref, target.device, basis.areas)
                 continue
             progress(Stage.DONE)
             return Committed(snapshot.view.uuid, change, plan.seqid_before, plan.seqid_after)
@@ -191,21 +317,35 @@ class Transactor:
         volume_key: bool = False,
     ) -> CommitPlan:
         """Let libcryptsetup make the change on the shadow, verify it there, and plan the difference."""
+        base = snapshot if change.start is None else _basis_of(change)
+        result = await self._edited(worker, base, change, progress, volume_key=volume_key)
+        return plan_commit(snapshot.pair, change, result, self._host.entropy.random)
+
+    async def _edited(
+        self,
+        worker: tuple[Shadow, EngineSession],
+        base: Snapshot,
+        change: Change,
+        progress: Progress,
+        *,
+        volume_key: bool = False,
+    ) -> ShadowResult:
+        """Let libcryptsetup make the edits on a shadow of ``base``, and verify them there."""
         shadow, session = worker
         progress(Stage.DERIVING)
-        _fill(shadow, snapshot)
-        await _load_same(session, snapshot)
+        _fill(shadow, base)
+        await _load_same(session, base)
         if change.needs_unlock:
-            await _unlock(session, change, volume_key=volume_key)
+            await unlock(session, change, volume_key=volume_key)
         await session.apply(change.edits)
         progress(Stage.VERIFYING)
         for added in change.added:
             if not await session.opens(added.keyslot, added.secret):
                 raise ConsistencyError(f"cannot open the new keyslot {added.keyslot} with its own secret")
-        committed = shadow.read(0, len(snapshot.pair.raw))
+        committed = shadow.read(0, len(base.pair.raw))
         if change.closing:
             await session.apply(change.closing)
-        return plan_commit(snapshot.pair, change, _result(shadow, snapshot, committed), self._host.entropy.random)
+        return _result(shadow, base, committed)
 
     async def _plan_repair(self, snapshot: Snapshot, change: Change) -> CommitPlan:
         async with self._session(snapshot.pair.length, {}) as worker:
@@ -242,6 +382,10 @@ class Transactor:
     async def _snapshot(self, ref: DeviceRef, device: HeaderDevice, areas: Areas) -> Snapshot:
         async with self._host.locks.metadata(device, exclusive=False):
             return await in_thread(lambda: read_snapshot(ref, device, areas))
+
+    async def _read_lost(self, ref: DeviceRef, device: HeaderDevice, length: int, headers: int) -> bytes:
+        async with self._host.locks.metadata(device, exclusive=False):
+            return await in_thread(lambda: read_lost(ref, device, length, headers))
 
     async def _commit(self, target: "_Target", plan: CommitPlan) -> None:
         target.progress(Stage.WAITING_FOR_LOCK)
@@ -287,6 +431,13 @@ async def _open(host: Host, ref: DeviceRef, *, writable: bool) -> HeaderDevice:
     return await in_thread(lambda: host.devices.open(ref, writable=writable), undo=lambda device: device.close())
 
 
+def _basis_of(change: Change) -> Snapshot:
+    """What the edits are made on when it is not the device's header."""
+    if change.start is None:
+        raise Internal("cannot begin: there is no header to start from")
+    return Snapshot(view(change.start.pair), change.start.areas)
+
+
 def _fill(shadow: Shadow, snapshot: Snapshot) -> None:
     if shadow.length != snapshot.pair.length:
         raise Conflict("cannot go on: the size of the header has changed meanwhile")
@@ -296,7 +447,7 @@ def _fill(shadow: Shadow, snapshot: Snapshot) -> None:
         shadow.write(area.offset, content)
 
 
-async def _unlock(session: EngineSession, change: Change, *, volume_key: bool) -> None:
+async def unlock(session: EngineSession, change: Change, *, volume_key: bool) -> None:
     """Get the volume key; if keyslots go, by a credential that opens one of those that stay."""
     if volume_key and change.survivors is None:
         return await session.take_volume_key()

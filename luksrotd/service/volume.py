@@ -9,18 +9,20 @@ from typing import Any, Final
 from luksrotd.errors import NeedsPerson
 from luksrotd.names import DEFAULT_KEY_NAME, TOKEN_TYPE
 from luksrotd.ports import DeviceRef, Host, SecretSource
-from luksrotd.rotation import adoption, keys, policy, reconcile, staging
+from luksrotd.rotation import adoption, keys, policy, staging
 from luksrotd.rotation.adoption import AdoptRequest, RecreateRequest
 from luksrotd.rotation.change import Change
 from luksrotd.rotation.edits import NEW, UNLOCK, Pbkdf, SetToken
 from luksrotd.rotation.keys import EnrollRequest, RotateRequest
-from luksrotd.rotation.reconcile import Action, Finding
+from luksrotd.rotation.reconcile import Finding
 from luksrotd.rotation.staging import StageRequest
 from luksrotd.rotation.token import Group
 from luksrotd.rotation.view import DeviceView
 from luksrotd.service import scrub
 from luksrotd.service.progress import Progress, ignore
+from luksrotd.service.reconciling import Examined, Reconciled, Reconciler
 from luksrotd.service.scrub import Scrubbed
+from luksrotd.service.suspects import Suspects
 from luksrotd.service.transaction import Decide, Deliver, Transactor, nothing_to_deliver
 
 Sources = Mapping[str, SecretSource]
@@ -52,40 +54,15 @@ class KeyChange:
     seqid_after: int
 
 
-@dataclass(frozen=True, slots=True)
-class Reconciled:
-    """The result of a reconcile: what was found, and what is left now (the same for a dry run)."""
-
-    uuid: str
-    found: tuple[Finding, ...]
-    left: tuple[Finding, ...]
-    seqid: int
-
-    @property
-    def repaired(self) -> tuple[Finding, ...]:
-        """What was found and is gone."""
-        return tuple(finding for finding in self.found if finding not in self.left)
-
-    @property
-    def needs_person(self) -> bool:
-        """Whether something is left that reconcile must not decide."""
-        return any(finding.action is Action.PERSON for finding in self.left)
-
-
-@dataclass(frozen=True, slots=True)
-class Examined:
-    """A volume as it is, and what reconcile would find."""
-
-    view: DeviceView
-    findings: tuple[Finding, ...]
-
-
 class Volumes:
     """The use cases on the ports of ``host``."""
 
     def __init__(self, host: Host, transactor: Transactor | None = None) -> None:
         self._host = host
         self._transactor = transactor or Transactor(host)
+        self._reconciler = Reconciler(host, self._transactor)
+        #: Keyslots without a token, and what is known of them.
+        self.suspects = Suspects(host, self._transactor)
 
     async def look(self, ref: DeviceRef) -> DeviceView:
         """The volume as it is now."""
@@ -97,10 +74,7 @@ class Volumes:
 
     async def examine(self, ref: DeviceRef) -> Examined:
         """The volume as it is now, and what reconcile would find."""
-        async with self._transactor.opened(ref) as device:
-            foreign = await self._host.probe.foreign(device)
-        seen = await self.look(ref)
-        return Examined(seen, reconcile.diagnose(seen, foreign))
+        return await self._reconciler.examine(ref)
 
     async def enroll(
         self,
@@ -233,21 +207,12 @@ class Volumes:
         """The associated data of the managed key ``name``."""
         return policy.managed(await self.look(ref), name).token.data
 
-    async def reconcile(self, ref: DeviceRef, *, dry_run: bool = False) -> Reconciled:
-        """Finish what a crash interrupted; with ``dry_run`` only say what would be done.  Needs no secret."""
-        async with self._transactor.opened(ref) as device:
-            foreign = await self._host.probe.foreign(device)
-            seen = await self.look(ref)
-            found = reconcile.diagnose(seen, foreign)
-            if not dry_run and any(finding.action is Action.REPAIR for finding in found):
-                async with self._host.locks.job(device):
-                    seen = await self._transactor.mend(ref, device, orphans=True)
-        left = reconcile.diagnose(seen, foreign)
-        result = Reconciled(seen.uuid, found, left, seen.seqid)
-        if result.repaired:
-            codes = ",".join(finding.code for finding in result.repaired)
-            self._host.journal.record("volume reconciled", uuid=seen.uuid, repaired=codes, seqid=seen.seqid)
-        return result
+    async def reconcile(self, ref: DeviceRef, *, dry_run: bool = False, retire_expired: bool = False) -> Reconciled:
+        """Finish what a crash interrupted; with ``dry_run`` only say what would be done.  Needs no secret.
+
+        ``retire_expired``: abort staged keys that have expired, too.
+        """
+        return await self._reconciler.reconcile(ref, dry_run=dry_run, retire_expired=retire_expired)
 
     async def scrub(self, ref: DeviceRef, *, progress: Progress = ignore) -> Scrubbed:
         """Overwrite all keyslot space that no header copy references; the header stays as it is."""

@@ -26,7 +26,10 @@ from luksrotd.worker.secret import generate_into, read_secret
 
 
 class Session:
-    """One shadow, its secrets, and after ``unlock`` its volume key.  After an error only ``close`` is allowed."""
+    """One shadow, its secrets, and after ``unlock`` its volume key.  After an error only ``close`` is allowed.
+
+    In ``worker.live`` the shadow is the device itself.
+    """
 
     def __init__(self, control: int) -> None:
         self._control = control
@@ -64,16 +67,20 @@ class Session:
         shadow, sources = int(request["shadow"]), dict(request["secrets"])
         sources_fds = {int(source.get("fd", source.get("generate"))) for source in sources.values()}
         confine.keep_only({self._control, shadow, *sources_fds})
-        status = os.fstat(shadow)
-        if not stat.S_ISREG(status.st_mode):
-            raise InvalidRequest("cannot work: the shadow is not a file")
-        confine.limit_writes(status.st_size)
+        confine.limit_writes(self._writable_size(shadow))
         deadline = time.monotonic() + float(request["secret_seconds"])
         for name, source in sources.items():
             self._secrets[name] = _secret(name, source, deadline)
         for fd in sources_fds:
             os.close(fd)
         self._path = f"/proc/self/fd/{shadow}"
+
+    def _writable_size(self, shadow: int) -> int:
+        """Up to where libcryptsetup may write; raises ``InvalidRequest`` for what is not to be worked on."""
+        status = os.fstat(shadow)
+        if not stat.S_ISREG(status.st_mode):
+            raise InvalidRequest("cannot work: the shadow is not a file")
+        return status.st_size
 
     def _load(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         return self._fresh().metadata()
@@ -103,10 +110,10 @@ class Session:
 
     def _edit(self, context: Context, edit: Edit) -> None:
         match edit:
-            case AddKeyslot(keyslot, secret, pbkdf):
+            case AddKeyslot(keyslot, secret, pbkdf, token):
                 if self._key is None:
                     raise InvalidRequest(f"cannot add keyslot {keyslot}: the volume key is not unlocked")
-                context.add_keyslot(keyslot, self._key, self._secret(secret), pbkdf)
+                context.add_keyslot(keyslot, self._key, self._secret(secret), pbkdf, token)
             case SetToken(token, body, fingerprint_of):
                 context.set_token(token, {**body, **_seen(context, token, fingerprint_of)})
             case RemoveToken(token):

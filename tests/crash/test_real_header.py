@@ -16,7 +16,8 @@ from luksrotd.luks2.pair import parse_pair
 from luksrotd.ports import Host
 from luksrotd.rotation.protocol import Phase
 from luksrotd.rotation.view import view
-from luksrotd.service.volume import Reconciled, Volumes
+from luksrotd.service.reconciling import Reconciled
+from luksrotd.service.volume import Volumes
 from tests.support.crash import Enumeration, merged, moved, swapped
 from tests.support.crashjudge import misplaced_writes
 from tests.support.makeimage import make_image

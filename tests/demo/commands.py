@@ -36,6 +36,7 @@ class Commands:
             "PYTHONPATH": str(PROJECT),
             "LC_ALL": "C.UTF-8",
             "XDG_RUNTIME_DIR": str(directory),  # for luksrotctl's locks where the user is not root
+            "STATE_DIRECTORY": str(directory / "state"),  # for its inventories
         }
 
     def key(self, name: str, secret: bytes) -> None:

@@ -120,6 +120,7 @@ class ThroughTheDaemon:
                 "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
                 "PYTHONPATH": str(PROJECT),
                 "NOTIFY_SOCKET": address,
+                "STATE_DIRECTORY": str(self._bed.dir / "state"),
             }
             daemon = self._bed.spawn(argv, cwd=PROJECT, env=environment, stdin=subprocess.DEVNULL, stderr=output)
             try:

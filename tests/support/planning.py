@@ -25,6 +25,14 @@ def volume() -> bytes:
     return forge.with_token(make_volume([KEEP, OLD]), 1, data={"ref": "vault/1"})
 
 
+def staged_volume() -> bytes:
+    """The same, and keyslot 2 (opened by ``FRESH``) its generation 2, staged."""
+    image = forge.with_token(make_volume([KEEP, OLD, FRESH]), 1, data={"ref": "vault/1"})
+    return forge.with_token(
+        image, 2, 1, generation=2, state="staged", data={"ref": "vault/2"}, expires_at="2026-04-03T05:06:07Z"
+    )
+
+
 def noise(size: int) -> bytes:
     """Nothing that the simulation makes looks like this."""
     return b"\xa5" * size

@@ -11,14 +11,12 @@ will add to that.
 
 import errno
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from luksrotd.errors import DeviceError, Internal, UnknownDevice
 from luksrotd.ports import DeviceIdentity, DeviceRef
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +40,17 @@ class Flush:
 Operation = Write | Flush
 
 
+def epochs_of(log: Iterable[Operation]) -> list[list[Write]]:
+    """A log cut at its flushes, those that had nothing to cover left out; the last epoch, maybe empty, has none."""
+    epochs: list[list[Write]] = [[]]
+    for operation in log:
+        if isinstance(operation, Write):
+            epochs[-1].append(operation)
+        elif epochs[-1]:
+            epochs.append([])
+    return epochs
+
+
 @dataclass(slots=True)
 class Faults:
     """What goes wrong; writes and flushes are counted per disk, from 0.  Change it at any time."""
@@ -50,8 +59,16 @@ class Faults:
     """Number of the write → bytes of it that still arrive: 0 is an I/O error, more a short write."""
     flushes: dict[int, int | None] = field(default_factory=dict)
     """Number of the flush → how many of the dirty writes, oldest first, got to the medium all the same (None: all)."""
+    torn: int = 0
+    """Of the next dirty write after those, this many sectors got there, too."""
+    error: int = errno.EIO
+    """What a write or flush that fails gives."""
     gone: bool = False
     """The device was pulled: everything fails."""
+    gone_at_write: int | None = None
+    """The device is pulled right before the write of that number."""
+    gone_at_flush: int | None = None
+    """The device is pulled right before the flush of that number."""
 
 
 class SimDisk:
@@ -76,6 +93,8 @@ class SimDisk:
         self.faults = Faults()
         self.observer: Callable[[Operation], None] | None = None
         """Called before each write and flush takes effect; may raise, or change the disk as another tool would."""
+        self.attempts = 0
+        """Writes and flushes that were asked for, failed ones too."""
         self._dirty: list[Write] = []
         self._writes = 0
         self._flushes = 0
@@ -92,13 +111,7 @@ class SimDisk:
 
     def epochs(self) -> list[list[Write]]:
         """The log cut at its flushes; the last epoch, maybe empty, is not flushed."""
-        epochs: list[list[Write]] = [[]]
-        for operation in self.log:
-            if isinstance(operation, Write):
-                epochs[-1].append(operation)
-            else:
-                epochs.append([])
-        return epochs
+        return epochs_of(self.log)
 
     def replace(self, offset: int, data: bytes) -> None:
         """Change cache and medium behind everybody's back, as another program would; not logged."""
@@ -112,8 +125,9 @@ class SimDisk:
             seen[write.offset : write.end] = write.data
         return bytes(seen)
 
-    def power_cut(self) -> None:
-        """Lose all that is not durable, and the faults with it."""
+    def power_cut(self, landed: int = 0) -> None:
+        """Lose all that is not durable but the oldest ``landed`` dirty writes, and the faults with it."""
+        self._land(landed)
         self.cached[:] = self.durable
         self._dirty.clear()
         self.faults = Faults()
@@ -138,12 +152,24 @@ class SimDisk:
         number, self._flushes = self._flushes, self._flushes + 1
         failed = number in self.faults.flushes
         landed = self.faults.flushes[number] if failed else None
-        for write in self._dirty[:landed]:
-            self.durable[write.offset : write.end] = write.data
+        self._land(landed, self.faults.torn if failed else 0)
         self._dirty.clear()
         if not failed:
             self.log.append(Flush())
         return not failed
+
+    def pull(self, *, write: bool) -> None:
+        """Be pulled, if a fault says that it happens before the next write (or flush)."""
+        at, number = (self.faults.gone_at_write, self._writes) if write else (self.faults.gone_at_flush, self._flushes)
+        self.faults.gone = self.faults.gone or at == number
+
+    def _land(self, landed: int | None, torn: int = 0) -> None:
+        """Put the oldest dirty writes on the medium (None: all), and the first ``torn`` sectors of the next one."""
+        for write in self._dirty[:landed]:
+            self.durable[write.offset : write.end] = write.data
+        for write in self._dirty[len(self._dirty) if landed is None else landed :][:1]:
+            part = write.data[: torn * self.sector_size]
+            self.durable[write.offset : write.offset + len(part)] = part
 
 
 class SimDevice:
@@ -186,26 +212,32 @@ class SimDevice:
         return bytes(self.disk.cached[offset : offset + length])
 
     def read_medium(self, offset: int, length: int) -> bytes:
-        """Read past the page cache."""
+        """Read past the page cache, which forgets what it had there."""
         self._check_range("read", offset, length)
-        return self.disk.medium()[offset : offset + length]
+        seen = self.disk.medium()[offset : offset + length]
+        self.disk.cached[offset : offset + length] = seen
+        return seen
 
     def write(self, offset: int, data: bytes) -> None:
         """Write whole sectors into the page cache."""
         if offset % self.sector_size or len(data) % self.sector_size:
             raise Internal(f"cannot write {self.path} at {offset}: not in sectors of {self.sector_size} bytes")
+        self.disk.attempts += 1
+        self.disk.pull(write=True)
         self._check_usable("write")
         self._check_range("write", offset, len(data))
         arrived = self.disk.accept(Write(offset, bytes(data)))
         if arrived != len(data):
-            self._failure = "short write" if arrived else os.strerror(errno.EIO)
+            self._failure = "short write" if arrived else os.strerror(self.disk.faults.error)
             self._fail("write", offset, self._failure)
 
     def flush(self) -> None:
         """Make every earlier write durable."""
+        self.disk.attempts += 1
+        self.disk.pull(write=False)
         self._check_usable("flush")
         if not self.disk.sync():
-            self._failure = os.strerror(errno.EIO)
+            self._failure = os.strerror(self.disk.faults.error)
             raise DeviceError(f"cannot flush {self.path}: {self._failure}")
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from luksrotd.luks2 import header, layout, metadata
 from luksrotd.luks2.areas import Extent, subtract
 from luksrotd.luks2.header import BinaryHeader
 from luksrotd.luks2.layout import Which
+from luksrotd.luks2.metadata import Keyslot
 from luksrotd.luks2.pair import HeaderCopy, parse_pair
 from luksrotd.ports import SecretFd, SecretSource, Shadow
 from luksrotd.rotation.edits import UNLOCK, VOLUME_KEY, AddKeyslot, DestroyKeyslot, Edit, RemoveToken, SetToken
@@ -32,16 +33,28 @@ HDR_SIZE = layout.HEADER_SIZES[0]
 DATA_SIZE = 4096
 
 
-def material(secret: bytes, salt: str) -> bytes:
-    """The key material of a keyslot."""
-    return hashlib.shake_256(secret + b"\0" + salt.encode()).digest(layout.keyslot_area_size(KEY_SIZE))
+def material(secret: bytes, salt: str, size: int = layout.AREA_ALIGNMENT) -> bytes:
+    """The key material of a keyslot with an area of ``size`` bytes."""
+    return hashlib.shake_256(secret + b"\0" + salt.encode()).digest(size)
 
 
-def make_volume(secrets: Sequence[bytes], *, areas: int = 8, uuid: str = UUID, seed: int = 1) -> bytes:
-    """A volume whose keyslots 0, 1, … are opened by ``secrets``; room for ``areas`` keyslots; data of 4 KiB."""
+def make_volume(
+    secrets: Sequence[bytes],
+    *,
+    areas: int = 8,
+    uuid: str = UUID,
+    seed: int = 1,
+    hdr_size: int = HDR_SIZE,
+    key_size: int = KEY_SIZE,
+) -> bytes:
+    """A volume whose keyslots 0, 1, … are opened by ``secrets``; room for ``areas`` keyslots; data of 4 KiB.
+
+    ``key_size`` in bytes: that of the volume key, which says how large an area is.
+    """
     rng = random.Random(seed)
-    keyslots_size = areas * layout.AREA_ALIGNMENT
-    start = 2 * HDR_SIZE
+    area_size = layout.keyslot_area_size(key_size)
+    keyslots_size = areas * area_size
+    start = 2 * hdr_size
     image = bytearray(start) + bytearray(rng.randbytes(keyslots_size)) + bytearray(DATA_SIZE)
     raw: dict[str, Any] = {
         "keyslots": {},
@@ -57,17 +70,18 @@ def make_volume(secrets: Sequence[bytes], *, areas: int = 8, uuid: str = UUID, s
             }
         },
         "digests": {"0": {"type": "pbkdf2", "keyslots": [], "segments": ["0"], "salt": "", "digest": ""}},
-        "config": {"json_size": str(HDR_SIZE - layout.BINARY_SIZE), "keyslots_size": str(keyslots_size)},
+        "config": {"json_size": str(hdr_size - layout.BINARY_SIZE), "keyslots_size": str(keyslots_size)},
     }
     for number, secret in enumerate(secrets):
-        area = Extent(start + number * layout.AREA_ALIGNMENT, layout.AREA_ALIGNMENT)
+        area = Extent(start + number * area_size, area_size)
         salt = _salt(rng)
-        raw["keyslots"][str(number)] = _keyslot(area, salt, {"type": "pbkdf2", "hash": "sha256", "iterations": 1000})
+        cost = {"type": "pbkdf2", "hash": "sha256", "iterations": 1000}
+        raw["keyslots"][str(number)] = _keyslot(area, salt, cost, key_size)
         raw["digests"]["0"]["keyslots"].append(str(number))
-        image[area.offset : area.end] = material(secret, salt)
+        image[area.offset : area.end] = material(secret, salt, area.size)
     for which in Which:
-        head = BinaryHeader(which, HDR_SIZE, 3, "", "sha256", rng.randbytes(64), uuid, "", b"")
-        image[head.hdr_offset : head.hdr_offset + HDR_SIZE] = header.encode(head, metadata.serialise(raw))
+        head = BinaryHeader(which, hdr_size, 3, "", "sha256", rng.randbytes(64), uuid, "", b"")
+        image[head.hdr_offset : head.hdr_offset + hdr_size] = header.encode(head, metadata.serialise(raw))
     return bytes(image)
 
 
@@ -165,14 +179,17 @@ class SimSession:
 
     def _edit(self, raw: dict[str, Any], edit: Edit, copy: HeaderCopy) -> None:
         match edit:
-            case AddKeyslot(keyslot, secret, pbkdf):
+            case AddKeyslot(keyslot, secret, pbkdf, token):
                 assert self._unlocked
-                area = _first_fit(copy)
+                key_size = _key_size(copy)
+                area = _first_fit(copy, layout.keyslot_area_size(key_size))
                 salt = self._engine.salt()
                 kdf = {"type": pbkdf.type, "hash": pbkdf.hash or "sha256", "iterations": pbkdf.iterations or 1000}
-                raw["keyslots"][str(keyslot)] = _keyslot(area, salt, kdf)
+                raw["keyslots"][str(keyslot)] = _keyslot(area, salt, kdf, key_size)
                 raw["digests"]["0"]["keyslots"].append(str(keyslot))
-                self._shadow.write(area.offset, material(self._secrets[secret], salt))
+                if token is not None:
+                    raw["tokens"][str(token)]["keyslots"].append(str(keyslot))
+                self._shadow.write(area.offset, material(self._secrets[secret], salt, area.size))
             case SetToken(token, body, fingerprint_of):
                 raw["tokens"][str(token)] = dict(body)
                 if fingerprint_of is not None:
@@ -210,25 +227,33 @@ class SimSession:
 
 
 def _openers(copy: HeaderCopy, read: Any, secret: bytes) -> list[int]:
-    return [
-        slot.id
-        for slot in copy.metadata.keyslots.values()
-        if slot.kdf_salt and read(slot.area.offset, slot.area.size) == material(secret, slot.kdf_salt)
-    ]
+    return [slot.id for slot in copy.metadata.keyslots.values() if _opens(read, slot, secret)]
 
 
-def _first_fit(copy: HeaderCopy) -> Extent:
-    size = layout.keyslot_area_size(KEY_SIZE)
+def _opens(read: Any, slot: Keyslot, secret: bytes) -> bool:
+    """By what there is of the material: behind it an area is random (rotation.plan)."""
+    size = min(slot.area.size, slot.key_size * layout.STRIPES)
+    if not slot.kdf_salt:
+        return False
+    return bool(read(slot.area.offset, size) == material(secret, slot.kdf_salt, slot.area.size)[:size])
+
+
+def _key_size(copy: HeaderCopy) -> int:
+    """Bytes of the volume key."""
+    return next((s.key_size for s in copy.metadata.keyslots.values() if copy.metadata.opens_volume(s.id)), KEY_SIZE)
+
+
+def _first_fit(copy: HeaderCopy, size: int) -> Extent:
     for gap in subtract(copy.metadata.keyslots_area, copy.metadata.areas):
         if gap.size >= size:
             return Extent(gap.offset, size)
     raise NoFreeArea("cannot add a keyslot: the keyslots area is full")
 
 
-def _keyslot(area: Extent, salt: str, kdf: Mapping[str, Any]) -> dict[str, Any]:
+def _keyslot(area: Extent, salt: str, kdf: Mapping[str, Any], key_size: int = KEY_SIZE) -> dict[str, Any]:
     return {
         "type": "luks2",
-        "key_size": KEY_SIZE,
+        "key_size": key_size,
         "af": {"type": "luks1", "stripes": layout.STRIPES, "hash": "sha256"},
         "area": {
             "type": "raw",

@@ -3,12 +3,16 @@
 
 import asyncio
 import hashlib
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from luksrotd.errors import DeviceError
+from luksrotd.errors import DeviceError, StateError
 from luksrotd.ports import DeviceEvent, HeaderDevice, WatchEvent
+from luksrotd.rotation.inventory import Inventory
+
+UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 
 
 class SimClock:
@@ -76,6 +80,30 @@ class SimJournal:
     def text(self) -> str:
         """All of it, to look for what must not be in there."""
         return "\n".join(f"{entry.message} {entry.fields}" for entry in self.entries)
+
+
+class SimInventories:
+    """``ports.Inventories`` in memory; ``broken``: why nothing can be read or written."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Inventory] = {}
+        self.broken = ""
+
+    def load(self, uuid: str) -> Inventory | None:
+        """The one that was saved last."""
+        self._check(uuid, "read")
+        return self.kept.get(uuid.lower())
+
+    def save(self, uuid: str, inventory: Inventory) -> None:
+        """Keep it."""
+        self._check(uuid, "write")
+        self.kept[uuid.lower()] = inventory
+
+    def _check(self, uuid: str, verb: str) -> None:
+        if self.broken:
+            raise StateError(f"cannot {verb} the inventory: {self.broken}")
+        if not UUID.fullmatch(uuid.lower()):
+            raise StateError("cannot keep an inventory of the volume: its LUKS UUID is malformed")
 
 
 class SimWatcher:

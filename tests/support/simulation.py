@@ -5,17 +5,21 @@ import asyncio
 import atexit
 import functools
 import os
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from luksrotd.luks2.pair import Pair, parse_pair
-from luksrotd.ports import DeviceRef, Host, SecretFd
-from luksrotd.rotation.edits import Pbkdf
-from luksrotd.service.volume import KeyChange, Reconciled, Volumes
+from luksrotd.ports import DeviceRef, Host, SecretFd, SecretSource
+from luksrotd.rotation.draft import Draft
+from luksrotd.rotation.edits import VOLUME_KEY, Pbkdf
+from luksrotd.service.draft import begin
+from luksrotd.service.reconciling import Reconciled
+from luksrotd.service.transaction import Committed
+from luksrotd.service.volume import KeyChange, Volumes
 from tests.support.simdisk import SimDevices, SimDisk
-from tests.support.simengine import SimEngine
-from tests.support.simhost import SimClock, SimEntropy, SimJournal, SimProbe
+from tests.support.simengine import VOLUME_KEY_CONTENT, SimEngine
+from tests.support.simhost import SimClock, SimEntropy, SimInventories, SimJournal, SimProbe
 from tests.support.simlocks import SimLocks
 from tests.support.simshadow import SimShadows
 
@@ -36,8 +40,18 @@ class Simulation:
         self.probe = SimProbe()
         self.shadows = SimShadows()
         self.devices = SimDevices(self.disk)
+        self.clock = SimClock()
+        self.inventories = SimInventories()
         self.host = Host(
-            self.devices, self.locks, self.shadows, self.engine, self.probe, SimEntropy(seed), SimClock(), self.journal
+            self.devices,
+            self.locks,
+            self.shadows,
+            self.engine,
+            self.probe,
+            SimEntropy(seed),
+            self.clock,
+            self.journal,
+            self.inventories,
         )
         self.volumes = Volumes(self.host)
         self.ref = DeviceRef("/dev/sim0")
@@ -47,19 +61,73 @@ class Simulation:
         """The header copies as a reader on the running system sees them."""
         return parse_pair(self.disk.content)
 
-    def enroll(self, unlock: bytes, new: bytes, **data: Any) -> KeyChange:
-        """Enrol the key named "backup"."""
+    def volume_key(self) -> bytes:
+        """The volume key, for operations that begin with it."""
+        return VOLUME_KEY_CONTENT
+
+    def use(self, disk: SimDisk) -> None:
+        """Go on with another disk, as after its failure."""
+        self.disk = self.devices.disks[disk.path] = disk
+
+    def enroll(self, unlock: bytes, new: bytes, *, name: str = "backup", **data: Any) -> KeyChange:
+        """Enrol a key."""
         with secrets(unlock=unlock, new=new) as sources:
-            return run(self.volumes.enroll(self.ref, sources, data=data, pbkdf=CHEAP))
+            return run(self.volumes.enroll(self.ref, sources, data=data, pbkdf=CHEAP, name=name))
 
     def rotate(self, unlock: bytes, new: bytes, **data: Any) -> KeyChange:
         """Rotate the key named "backup"."""
         with secrets(unlock=unlock, new=new) as sources:
             return run(self.volumes.rotate(self.ref, sources, data=data, pbkdf=CHEAP))
 
-    def reconcile(self, *, dry_run: bool = False) -> Reconciled:
+    def stage(self, unlock: bytes, new: bytes, **data: Any) -> KeyChange:
+        """Put a new generation beside the key named "backup"."""
+        with secrets(unlock=unlock, new=new) as sources:
+            return run(self.volumes.stage(self.ref, sources, data=data, pbkdf=CHEAP))
+
+    def finish(self) -> KeyChange:
+        """The staged generation becomes the only one."""
+        return run(self.volumes.finish(self.ref))
+
+    def abort(self) -> KeyChange:
+        """The staged generation goes."""
+        return run(self.volumes.abort(self.ref))
+
+    def remove(self, unlock: bytes) -> KeyChange:
+        """Remove the key named "backup"."""
+        with secrets(unlock=unlock) as sources:
+            return run(self.volumes.remove(self.ref, sources))
+
+    def set_data(self, **data: Any) -> KeyChange:
+        """Other associated data."""
+        return run(self.volumes.set_data(self.ref, data))
+
+    def adopt(self, keyslot: int, **data: Any) -> KeyChange:
+        """Manage a keyslot that is there."""
+        return run(self.volumes.adopt(self.ref, keyslot, data=data))
+
+    def release(self) -> KeyChange:
+        """Manage the key named "backup" no more."""
+        return run(self.volumes.release(self.ref))
+
+    def recreate(self, data: Mapping[str, Any] | None = None, **named: bytes) -> KeyChange:
+        """Make token, or token and keyslot, anew; ``named`` are the secrets."""
+        with secrets(**named) as sources:
+            return run(self.volumes.recreate(self.ref, sources, data=data, pbkdf=CHEAP))
+
+    def transaction(self, compose: Callable[[Draft], object], **named: bytes) -> Committed:
+        """A generic transaction: ``compose`` queues the edits, ``named`` are the secrets that they need."""
+
+        async def work(sources: Mapping[str, SecretSource]) -> Committed:
+            transaction = await begin(self.host, self.ref)
+            compose(transaction.draft)
+            return await transaction.commit(sources)
+
+        with secrets(**named) as sources:
+            return run(work(sources))
+
+    def reconcile(self, *, dry_run: bool = False, retire_expired: bool = False) -> Reconciled:
         """Reconcile the volume."""
-        return run(self.volumes.reconcile(self.ref, dry_run=dry_run))
+        return run(self.volumes.reconcile(self.ref, dry_run=dry_run, retire_expired=retire_expired))
 
 
 @functools.cache
@@ -77,10 +145,11 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 @contextmanager
 def secrets(**named: bytes) -> Iterator[dict[str, SecretFd]]:
-    """Secrets in memfds, by name."""
+    """Secrets in memfds, by name; ``volume_key`` is that of ``rotation.edits.VOLUME_KEY``."""
     fds: dict[str, int] = {}
     try:
         for name, secret in named.items():
+            name = VOLUME_KEY if name == "volume_key" else name
             fds[name] = os.memfd_create(name)
             os.write(fds[name], secret)
             os.lseek(fds[name], 0, os.SEEK_SET)

@@ -41,7 +41,7 @@ pbkdfs = st.builds(Pbkdf, st.just("pbkdf2"), hashes, iterations("pbkdf2")) | st.
 )
 values = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
 edits = st.one_of(
-    st.builds(AddKeyslot, numbers, st.text(max_size=5), pbkdfs),
+    st.builds(AddKeyslot, numbers, st.text(max_size=5), pbkdfs, st.none() | numbers),
     st.builds(SetToken, numbers, st.dictionaries(st.text(max_size=5), values, max_size=3), st.none() | numbers),
     st.builds(RemoveToken, numbers),
     st.builds(DestroyKeyslot, numbers),

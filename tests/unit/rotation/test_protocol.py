@@ -63,6 +63,12 @@ def test_without_a_wipe_the_commit_is_final():
     assert plan(*ORDER, final=B).outcome(B) is Outcome.COMMITTED
 
 
+def test_where_only_the_closing_is_to_be_written_it_is_a_wipe_that_pends_or_nothing():
+    closing = (Phase.CLEAR_PRIMARY, Phase.CLEAR_SECONDARY)
+    assert plan(Phase.WIPE_OLD, *closing, base=B).outcome(B) is Outcome.WIPE_PENDING
+    assert plan(*closing, base=B).outcome(B) is Outcome.UNCHANGED
+
+
 def test_only_changed_blocks_are_written_and_neighbours_together():
     before, after = A + A + A + A, B + A + B + C
     assert header_writes(before, after, 3 * BLOCK) == (Write(3 * BLOCK, B), Write(5 * BLOCK, B + C))

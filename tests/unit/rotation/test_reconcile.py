@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+from typing import Any
+
 import pytest
 
 from luksrotd.luks2.areas import Extent
@@ -6,6 +8,7 @@ from luksrotd.luks2.layout import Which
 from luksrotd.rotation import reconcile
 from luksrotd.rotation.change import Change
 from luksrotd.rotation.edits import RemoveToken, SetToken
+from luksrotd.rotation.leftovers import Rules
 from luksrotd.rotation.reconcile import Action, Code
 from tests.support import forge
 from tests.support.planning import KEEP, OLD, after, planned, volume
@@ -20,8 +23,8 @@ def findings(image: bytes, *foreign: str) -> list[tuple[Code, Action]]:
     return [(found.code, found.action) for found in reconcile.diagnose(forge.view_of(image), foreign)]
 
 
-def repaired(image: bytes, **options: bool) -> Change | None:
-    return reconcile.repair(forge.view_of(image), **options)
+def repaired(image: bytes, **rules: Any) -> Change | None:
+    return reconcile.repair(forge.view_of(image), Rules(**rules))
 
 
 def intent(*extents: Extent, **members: object) -> bytes:

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Look at a volume, and finish what a crash, or another tool, has left (docs/spec/reconcile.md)."""
+
+from dataclasses import dataclass
+
+from luksrotd.ports import DeviceRef, Host
+from luksrotd.rotation import reconcile
+from luksrotd.rotation.leftovers import Rules
+from luksrotd.rotation.preview import Difference
+from luksrotd.rotation.reconcile import Action, Finding
+from luksrotd.rotation.view import DeviceView
+from luksrotd.service.suspects import Suspects
+from luksrotd.service.transaction import Mended, Transactor
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """The result of a reconcile: what was found, and what is left now (the same for a dry run).
+
+    ``differences``: exactly what was changed, or would be by a run that is not dry.
+    """
+
+    uuid: str
+    found: tuple[Finding, ...]
+    left: tuple[Finding, ...]
+    seqid: int
+    differences: tuple[Difference, ...] = ()
+
+    @property
+    def repaired(self) -> tuple[Finding, ...]:
+        """What was found and is gone."""
+        return tuple(finding for finding in self.found if finding not in self.left)
+
+    @property
+    def needs_person(self) -> bool:
+        """Whether something is left that reconcile must not decide."""
+        return any(finding.action is Action.PERSON for finding in self.left)
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A volume as it is, and what reconcile would find."""
+
+    view: DeviceView
+    findings: tuple[Finding, ...]
+
+
+class Reconciler:
+    """The use cases on the ports of ``host``."""
+
+    def __init__(self, host: Host, transactor: Transactor) -> None:
+        self._host = host
+        self._transactor = transactor
+        self._suspects = Suspects(host, transactor)
+
+    async def examine(self, ref: DeviceRef) -> Examined:
+        """The volume as it is now, and what reconcile would find."""
+        async with self._transactor.opened(ref) as device:
+            foreign = await self._host.probe.foreign(device)
+        seen = await self._transactor.look(ref)
+        findings = reconcile.diagnose(seen, foreign, Rules(now=self._host.clock.now()))
+        return Examined(seen, (*findings, *await self._suspects.notes(seen)))
+
+    async def reconcile(self, ref: DeviceRef, *, dry_run: bool = False, retire_expired: bool = False) -> Reconciled:
+        """Finish what a crash interrupted; with ``dry_run`` only say what would be done.  Needs no secret.
+
+        ``retire_expired``: abort staged keys that have expired, too.
+        """
+        rules = Rules(now=self._host.clock.now(), retire_expired=retire_expired)
+        async with self._transactor.opened(ref) as device:
+            foreign = await self._host.probe.foreign(device)
+            seen = await self._transactor.look(ref)
+            found = reconcile.diagnose(seen, foreign, rules)
+            done = Mended(seen, reconcile.differences(seen, rules) if dry_run else ())
+            if not dry_run and any(finding.action is Action.REPAIR for finding in found):
+                async with self._host.locks.job(device):
+                    done = await self._transactor.mend(ref, device, rules)
+        left = reconcile.diagnose(done.view, foreign, rules)
+        notes = await self._suspects.reconciled(done.view, clean=not (dry_run or left))
+        result = Reconciled(seen.uuid, (*found, *notes), (*left, *notes), done.view.seqid, done.differences)
+        if result.repaired:
+            codes = ",".join(finding.code for finding in result.repaired)
+            self._host.journal.record("volume reconciled", uuid=seen.uuid, repaired=codes, seqid=result.seqid)
+        for note in notes:
+            self._host.journal.record(note.message, uuid=seen.uuid, code=note.code)
+        return result

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The use cases of the stepwise engine: as those of ``service.volume``, but nobody but libcryptsetup writes."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from luksrotd.names import DEFAULT_KEY_NAME
+from luksrotd.ports import DeviceRef, Host, LiveEngine
+from luksrotd.rotation import stepwise
+from luksrotd.rotation.edits import Pbkdf
+from luksrotd.rotation.keys import EnrollRequest, RotateRequest
+from luksrotd.rotation.staging import StageRequest
+from luksrotd.service.live import Decide, Stepper
+from luksrotd.service.progress import Progress, ignore
+from luksrotd.service.transaction import Deliver, nothing_to_deliver
+from luksrotd.service.volume import DEFAULT_HOLD, Hold, KeyChange, Run, Sources
+
+
+class StepwiseVolumes:
+    """The use cases on the ports of ``host``, by libcryptsetup on the device itself."""
+
+    def __init__(self, host: Host, live: LiveEngine) -> None:
+        self._host = host
+        self._stepper = Stepper(host, live)
+
+    async def enroll(
+        self,
+        ref: DeviceRef,
+        secrets: Sources,
+        *,
+        data: Mapping[str, Any],
+        pbkdf: Pbkdf,
+        name: str = DEFAULT_KEY_NAME,
+        progress: Progress = ignore,
+        deliver: Deliver = nothing_to_deliver,
+    ) -> KeyChange:
+        """Give the volume a managed key: the token first, then its keyslot."""
+        request = EnrollRequest(data, self._now(), pbkdf, name)
+        run = Run("key enrolled in steps", secrets, progress, deliver)
+        return await self._change(ref, name, lambda seen: stepwise.enroll(seen, request), run)
+
+    async def rotate(
+        self,
+        ref: DeviceRef,
+        secrets: Sources,
+        *,
+        data: Mapping[str, Any] | None,
+        pbkdf: Pbkdf,
+        name: str = DEFAULT_KEY_NAME,
+        progress: Progress = ignore,
+        deliver: Deliver = nothing_to_deliver,
+    ) -> KeyChange:
+        """Replace a managed key: the new pair first, which says that it replaces the old one, which goes then."""
+        request = RotateRequest(data, self._now(), pbkdf, name)
+        run = Run("key rotated in steps", secrets, progress, deliver)
+        return await self._change(ref, name, lambda seen: stepwise.rotate(seen, request), run)
+
+    async def stage(
+        self,
+        ref: DeviceRef,
+        secrets: Sources,
+        *,
+        data: Mapping[str, Any] | None,
+        pbkdf: Pbkdf,
+        name: str = DEFAULT_KEY_NAME,
+        hold: Hold = DEFAULT_HOLD,
+        progress: Progress = ignore,
+        deliver: Deliver = nothing_to_deliver,
+    ) -> KeyChange:
+        """Put a new generation of a managed key beside the current one; both open the volume until ``finish``."""
+        now = self._now()
+        expires = None if hold.expires_after is None else now + hold.expires_after
+        request = StageRequest(RotateRequest(data, now, pbkdf, name), expires, hold.group)
+        run = Run("key staged in steps", secrets, progress, deliver)
+        return await self._change(ref, name, lambda seen: stepwise.stage(seen, request), run)
+
+    async def finish(
+        self,
+        ref: DeviceRef,
+        *,
+        name: str = DEFAULT_KEY_NAME,
+        generation: int | None = None,
+        group: str | None = None,
+        progress: Progress = ignore,
+    ) -> KeyChange:
+        """The staged generation becomes the only one; needs no secret."""
+        run = Run("staged key finished in steps", {}, progress)
+        return await self._change(ref, name, lambda seen: stepwise.finish(seen, name, generation, group), run)
+
+    async def abort(
+        self,
+        ref: DeviceRef,
+        *,
+        name: str = DEFAULT_KEY_NAME,
+        generation: int | None = None,
+        group: str | None = None,
+        progress: Progress = ignore,
+    ) -> KeyChange:
+        """The staged generation goes; needs no secret."""
+        run = Run("staged key aborted in steps", {}, progress)
+        return await self._change(ref, name, lambda seen: stepwise.abort(seen, name, generation, group), run)
+
+    async def remove(
+        self, ref: DeviceRef, secrets: Sources, *, name: str = DEFAULT_KEY_NAME, progress: Progress = ignore
+    ) -> KeyChange:
+        """Keyslot and token of a managed key go; the credential must open another keyslot."""
+        run = Run("key removed in steps", secrets, progress)
+        return await self._change(ref, name, lambda seen: stepwise.remove(seen, name), run)
+
+    async def set_data(self, ref: DeviceRef, data: Mapping[str, Any], *, name: str = DEFAULT_KEY_NAME) -> KeyChange:
+        """Other associated data for the same key."""
+        run = Run("associated data changed", {})
+        return await self._change(ref, name, lambda seen: stepwise.set_data(seen, name, data), run)
+
+    def _now(self) -> datetime:
+        return self._host.clock.now()
+
+    async def _change(self, ref: DeviceRef, name: str, decide: Decide, run: Run) -> KeyChange:
+        done = await self._stepper.run(ref, decide, run.secrets, run.progress, run.deliver)
+        steps = done.steps
+        self._host.journal.record(
+            run.message,
+            uuid=done.uuid,
+            key=name,
+            generation=steps.generation,
+            keyslot=-1 if steps.keyslot is None else steps.keyslot,
+            seqid_before=done.seqid_before,
+            seqid_after=done.seqid_after,
+        )
+        return KeyChange(done.uuid, name, steps.generation, steps.keyslot, done.seqid_before, done.seqid_after)
