@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-TARGETS = ("headers", "metadata", "tokens", "plans", "wire")
+TARGETS = ("headers", "metadata", "tokens", "plans", "backups", "wire")
 BUILD = Path(__file__).parents[2] / "build" / "fuzz"
 #: What one input may take, in seconds and MiB, before it is called a hang or a leak.
 LIMITS = ("-timeout=120", "-rss_limit_mb=1024", "-max_len=4096")

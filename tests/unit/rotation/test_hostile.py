@@ -55,7 +55,9 @@ def test_the_cost_that_the_others_start_from_is_read():
     ("part", "member", "value"),
     [
         (None, "x", 1),
+        (None, "priority", 2),
         ("af", "x", 1),
+        ("af", "priority", 2),
         ("area", "x", 1),
         ("af", "stripes", 1),
         ("area", "encryption", "cipher_null-ecb"),
