@@ -22,14 +22,22 @@ from luksrotd.host.clock import SystemClock
 from luksrotd.host.entropy import KernelEntropy
 from luksrotd.host.inventory import FileInventories
 from luksrotd.host.journal import JOURNAL_SOCKET, SystemdJournal
+from luksrotd.host.live import LiveWorkerEngine
 from luksrotd.host.locks import HostLocks
 from luksrotd.host.probe import WipefsProbe
 from luksrotd.host.shadow import MemfdShadows
 from luksrotd.host.worker import WorkerEngine
 from luksrotd.luks2.pair import read_pair
+from luksrotd.names import ATOMIC, STEPWISE
 from luksrotd.ports import DeviceLocks, DeviceRef, Host, Journal, KeyslotEngine
+from luksrotd.rotation.sets import SetStatus
 from luksrotd.service.headers import Headers
-from luksrotd.service.volume import Volumes
+from luksrotd.service.sets import SetRequest, SetResult, VolumeSets
+from luksrotd.service.stepwise import StepwiseVolumes
+from luksrotd.service.volume import Hold, Volumes
+
+#: What its callers need of the use cases themselves.
+__all__ = ["Hold", "SetRequest", "SetResult", "SetStatus"]
 
 BY_UUID: Final = Path("/dev/disk/by-uuid")
 BLOCK_DEVICES: Final = Path("/sys/class/block")
@@ -62,9 +70,18 @@ def build_host(
     )
 
 
-def volumes() -> Volumes:
-    """The use cases for one caller at a terminal: recorded in the journal if there is one, never on stderr."""
-    return Volumes(build_host(journal=_journal()))
+def volumes(engine: str = ATOMIC) -> Volumes:
+    """The use cases for one caller at a terminal: recorded in the journal if there is one, never on stderr.
+
+    ``engine``: who writes the header, ``names.ENGINES``.
+    """
+    host = build_host(journal=_journal())
+    return StepwiseVolumes(host, LiveWorkerEngine()) if engine == STEPWISE else Volumes(host)
+
+
+def sets() -> VolumeSets:
+    """The use cases on sets of volumes, recorded in the journal as the others are."""
+    return VolumeSets(build_host(journal=_journal()))
 
 
 def headers() -> Headers:

@@ -47,3 +47,8 @@ CRYPTSETUP_LOCK_DIRECTORY: Final = "/run/cryptsetup"
 TOKEN_TYPE: Final = "luksrotd"
 WIPE_TOKEN_TYPE: Final = "luksrotd-wipe"
 DEFAULT_KEY_NAME: Final = "backup"
+
+#: Who writes the header: luksrotd, in one commit, or libcryptsetup, in steps.
+ATOMIC: Final = "atomic"
+STEPWISE: Final = "stepwise"
+ENGINES: Final = (ATOMIC, STEPWISE)

@@ -133,7 +133,10 @@ class ShadowStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SecretFd:
-    """A secret to be read, once, from a descriptor; ``limit`` in bytes."""
+    """A secret to be read from a descriptor; ``limit`` in bytes.
+
+    A file, memfd or block device is read from its start, as often as one likes; all else is read once, to its end.
+    """
 
     fd: int
     limit: int = 8 * 1024 * 1024

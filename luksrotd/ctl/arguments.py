@@ -100,10 +100,10 @@ def add_common(parser: argparse.ArgumentParser, default: Any) -> None:
     parser.add_argument("--json", action="store_true", default=default, help=help_json)
 
 
-def add_device(parser: argparse.ArgumentParser, *, many: bool = False) -> None:
-    """DEVICE, or any number of them, as ``options.device`` or ``options.devices``."""
+def add_device(parser: argparse.ArgumentParser, many: str = "") -> None:
+    """DEVICE as ``options.device``; with ``many``, "*" or "+", any number of them, as ``options.devices``."""
     if many:
-        parser.add_argument("devices", metavar="DEVICE", nargs="*", help=_DEVICE_HELP)
+        parser.add_argument("devices", metavar="DEVICE", nargs=many, help=_DEVICE_HELP)
     else:
         parser.add_argument("device", metavar="DEVICE", help=_DEVICE_HELP)
     parser.add_argument("--header", metavar="FILE", help="detached LUKS2 header of DEVICE (with --direct)")
@@ -121,15 +121,15 @@ def add_credential(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--key-file", "-d", metavar="FILE", help=help_text)
 
 
-def add_new_secret(parser: argparse.ArgumentParser) -> None:
+def add_new_secret(parser: argparse.ArgumentParser, otherwise: str = "you are asked for it") -> None:
     """The new key, its data and the cost of guessing it; ``check_new_secret`` goes with it."""
-    group = parser.add_argument_group("the new key (without one of these you are asked for it)")
+    group = parser.add_argument_group(f"the new key (without one of these {otherwise})")
     choice = group.add_mutually_exclusive_group()
     choice.add_argument("--new-keyfile", metavar="FILE", help="take it from FILE, or - for standard input")
     choice.add_argument("--generate", action="store_true", help="make one of 256 bits and print it, and nothing else")
     group.add_argument("--output", metavar="FILE", help="with --generate: write it into the new file FILE instead")
     group.add_argument(
-        "--data", metavar="JSON|@FILE", help="associated data, a JSON object; rotate keeps the old data without it"
+        "--data", metavar="JSON|@FILE", help="associated data, a JSON object; without it the old data is kept"
     )
     cost = parser.add_argument_group("cost of guessing the new key (as in cryptsetup(8))")
     cost.add_argument("--pbkdf", choices=PBKDF_TYPES, help="argon2id, or pbkdf2 for a generated key, by default")
@@ -148,3 +148,19 @@ def check_new_secret(options: argparse.Namespace) -> None:
         raise InvalidRequest("cannot print a key and JSON on one standard output: give --output FILE")
     if options.key_file == "-" and options.new_keyfile == "-":
         raise InvalidRequest("cannot read two keys from standard input: give a file for one of them")
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Who writes the header; ``check_engine`` goes with it."""
+    help_engine = f"who writes the header: luksrotd in one commit, or libcryptsetup in steps (default: {names.ATOMIC})"
+    parser.add_argument("--engine", choices=names.ENGINES, default=names.ATOMIC, help=help_engine)
+
+
+def check_engine(options: argparse.Namespace) -> None:
+    """Raises ``InvalidRequest`` for what the stepwise engine does not do."""
+    if options.engine == names.ATOMIC:
+        return
+    if not options.direct:
+        raise InvalidRequest(f"cannot use --engine {options.engine} over the bus: give --direct")
+    if len(getattr(options, "devices", ())) > 1:
+        raise InvalidRequest(f"cannot use --engine {options.engine} with several devices: it takes exactly one")

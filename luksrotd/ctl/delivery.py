@@ -24,6 +24,9 @@ class ToStdout:
     A terminal gets a newline after it.
     """
 
+    def forget(self) -> None:
+        """The key opens nothing after all; it has been seen."""
+
     def check(self) -> None:
         """Raise ``SecretRejected`` if it is plain already that nobody reads."""
         poll = select.poll()
@@ -52,6 +55,7 @@ class ToFile:
         self._path = path
         self._fd = -1
         self._delivered = False
+        self._useless = False
 
     def __enter__(self) -> Self:
         try:
@@ -66,7 +70,7 @@ class ToFile:
     ) -> None:
         # What is no LuksrotdError is a bug: better one file too many than a key lost.
         unchanged = isinstance(error, LuksrotdError) and error.outcome is Outcome.UNCHANGED
-        if error is not None and (unchanged or not self._delivered):
+        if self._useless or (error is not None and (unchanged or not self._delivered)):
             self._remove()
         os.close(self._fd)
 
@@ -87,6 +91,10 @@ class ToFile:
         except OSError as error:
             raise SecretRejected(f"cannot write the new key to {self._path}: {error.strerror}") from error
         self._delivered = True
+
+    def forget(self) -> None:
+        """The key opens nothing after all: the file goes on leaving."""
+        self._useless = True
 
     def _sync_directory(self) -> None:
         fd = os.open(Path(self._path).absolute().parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

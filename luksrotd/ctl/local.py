@@ -10,6 +10,7 @@ from luksrotd import direct
 from luksrotd.ctl import model, secrets
 from luksrotd.ctl.naming import uuid_of
 from luksrotd.errors import DeviceError, LockError, NotAuthorized, Outcome
+from luksrotd.names import ATOMIC
 from luksrotd.ports import DeviceRef, GenerateInto, SecretFd, SecretSource
 from luksrotd.rotation.edits import NEW, PBKDF_FOR_RANDOM_KEYS, UNLOCK, Pbkdf
 
@@ -20,9 +21,10 @@ _DONE = "done"
 class Local:
     """``model.Backend`` without a bus."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: str = ATOMIC) -> None:
+        """``engine``: who writes the header, of ``names.ENGINES``."""
         #: The use cases, for the verbs of ``ctl.offline``.
-        self.volumes = direct.volumes()
+        self.volumes = direct.volumes(engine)
         self._done = False
 
     async def devices(self) -> Sequence[model.Device]:
@@ -45,6 +47,9 @@ class Local:
                 wipe_pending=bool(key.token.wipe),
                 changed=key.stale,
                 data=key.token.data if data else None,
+                expires_at=key.token.expires_at,
+                set=key.token.group.id if key.token.group else "",
+                set_size=key.token.group.size if key.token.group else 0,
             )
             for key in seen.keys
         ]
@@ -114,12 +119,17 @@ class Local:
         """Nothing to let go of."""
 
     @asynccontextmanager
-    async def prepared(self, request: model.KeyRequest) -> AsyncIterator[tuple[Mapping[str, SecretSource], Pbkdf, Any]]:
-        """The secrets of ``request``, the cost of the new key, and what hands over a generated one."""
+    async def prepared(
+        self, request: model.KeyRequest, credential_is: str = UNLOCK
+    ) -> AsyncIterator[tuple[Mapping[str, SecretSource], Pbkdf, Any]]:
+        """The secrets of ``request``, the cost of the new key, and what hands over a generated one.
+
+        ``credential_is``: what the request's credential is, by its name in ``rotation.edits``.
+        """
         credential = SecretFd(request.credential)
         with permissions():
             if isinstance(request.new, int):
-                sources: Mapping[str, SecretSource] = {UNLOCK: credential, NEW: SecretFd(request.new)}
+                sources: Mapping[str, SecretSource] = {credential_is: credential, NEW: SecretFd(request.new)}
                 yield sources, request.pbkdf or Pbkdf(), _nothing
                 return
             with secrets.memfd() as fd:
@@ -128,7 +138,11 @@ class Local:
                 async def deliver() -> None:
                     delivery.deliver(fd)
 
-                yield {UNLOCK: credential, NEW: GenerateInto(fd)}, request.pbkdf or PBKDF_FOR_RANDOM_KEYS, deliver
+                yield (
+                    {credential_is: credential, NEW: GenerateInto(fd)},
+                    request.pbkdf or PBKDF_FOR_RANDOM_KEYS,
+                    deliver,
+                )
 
     def watched(self, progress: model.Progress) -> model.Progress:
         """``progress``, with an eye on the end: see ``interrupt``."""

@@ -21,6 +21,9 @@ class Delivery(Protocol):
     def deliver(self, key: int) -> None:
         """Make the key safe that the memfd ``key`` holds; raises ``SecretRejected``."""
 
+    def forget(self) -> None:
+        """The key opens nothing after all."""
+
 
 @dataclass(frozen=True, slots=True)
 class Device:
@@ -41,7 +44,11 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A managed key; ``data`` is None where it was not asked for or may not be read."""
+    """A managed key; ``data`` is None where it was not asked for or may not be read.
+
+    Of a staged key: ``expires_at`` ('' for never), and ``set`` and ``set_size``, the set of volumes that it was staged
+    on ('' and 0 for none, and where nobody can tell).
+    """
 
     token: int
     name: str
@@ -52,6 +59,9 @@ class Key:
     wipe_pending: bool
     changed: bool
     data: Mapping[str, Any] | None = None
+    expires_at: str = ""
+    set: str = ""
+    set_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +100,11 @@ class KeyRequest:
 
 @dataclass(frozen=True, slots=True)
 class KeyChange:
-    """What became of a key."""
+    """What became of a key; generation 0 and no keyslot: it is not managed any more."""
 
     name: str
     generation: int
-    keyslot: int
+    keyslot: int | None
     seqid_before: int
     seqid_after: int
 

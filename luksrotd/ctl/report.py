@@ -20,6 +20,22 @@ _REPAIRS: Final[Mapping[str, str]] = {
 }
 
 
+_NOW: Final = "generation {generation} in keyslot {keyslot}"
+#: What a verb has done.
+_CHANGED: Final[Mapping[str, str]] = {
+    "enroll": f"enrolled key {{name}} of {{device}}: {_NOW}",
+    "rotate": f"rotated key {{name}} of {{device}}: {_NOW}",
+    "stage": f"staged key {{name}} of {{device}}: {_NOW}, beside the current one; finish or abort it",
+    "finish": f"finished the rotation of key {{name}} of {{device}}: {_NOW}",
+    "abort": f"aborted the rotation of key {{name}} of {{device}}: {_NOW} stays",
+    "remove": "removed key {name} of {device}",
+    "set-data": f"changed the associated data of key {{name}} of {{device}}: {_NOW}",
+    "adopt": "adopted keyslot {keyslot} of {device} as key {name}",
+    "release": "released key {name} of {device}; its keyslot stays",
+    "recreate": f"recreated key {{name}} of {{device}}: {_NOW}",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """Rows under headings."""
@@ -51,7 +67,7 @@ class Report:
 
 def failed(error: LuksrotdError) -> Report:
     """The report of an error that ended the verb."""
-    return Report(status_of(error), _failure(error), [f"luksrotctl: {told(error)}"], to_stderr=True)
+    return Report(status_of(error), failure(error), [f"luksrotctl: {told(error)}"], to_stderr=True)
 
 
 def told(error: LuksrotdError) -> str:
@@ -71,7 +87,7 @@ def listed(found: Sequence[tuple[str, Volume | Failed]]) -> Report:
     rows: list[Sequence[str]] = []
     for device, result in found:
         if isinstance(result, Failed):
-            volumes.append({"device": device, **_failure(result.error)})
+            volumes.append({"device": device, **failure(result.error)})
             rows.append([device, "-", "-", "-", told(result.error)])
         else:
             volumes.append(_volume(result))
@@ -106,9 +122,8 @@ def showed(volume: Volume) -> Report:
 
 
 def changed(verb: str, device: str, change: KeyChange, output: str | None, *, to_stderr: bool) -> Report:
-    """The report of ``enroll`` and ``rotate``."""
-    did = {"enroll": "enrolled", "rotate": "rotated", "finish": "finished the rotation of"}[verb]
-    text = [f"{did} key {change.name} of {device}: generation {change.generation} in keyslot {change.keyslot}"]
+    """The report of a verb that changes one key of one volume."""
+    text = [_CHANGED[verb].format(device=device, **asdict(change))]
     document = {"device": device, **asdict(change), "outcome": str(Outcome.COMMITTED)}
     if output is not None:
         text.append(f"the new key is in {output}")
@@ -129,7 +144,7 @@ def reconciled(results: Sequence[tuple[str, Reconciled | Failed]], status: Exit,
     text: list[str | Table] = []
     for device, result in results:
         if isinstance(result, Failed):
-            volumes.append({"device": device, **_failure(result.error)})
+            volumes.append({"device": device, **failure(result.error)})
             text.append(f"{device}: {told(result.error)}")
             continue
         sets = {"found": result.found, "repaired": result.repaired, "left": result.left}
@@ -160,6 +175,10 @@ def _remedy(finding: Finding) -> str:
 
 def _key_row(key: Key) -> Sequence[str]:
     marks = [mark for mark, set_ in (("wipe pending", key.wipe_pending), ("changed", key.changed)) if set_]
+    if key.expires_at:
+        marks.append(f"until {key.expires_at}")
+    if key.set:
+        marks.append(f"set {key.set} of {key.set_size}")
     state = ", ".join([key.state, *marks])
     keyslot = "-" if key.keyslot is None else str(key.keyslot)
     data = "-" if key.data is None else json.dumps(key.data, ensure_ascii=False)
@@ -172,7 +191,8 @@ def _volume(volume: Volume) -> Mapping[str, Any]:
     return document
 
 
-def _failure(error: LuksrotdError) -> Mapping[str, str]:
+def failure(error: LuksrotdError) -> Mapping[str, str]:
+    """An error in JSON."""
     return {"error": error.code, "message": error.message, "outcome": str(error.outcome)}
 
 

@@ -2,8 +2,10 @@
 """What the options of a command line ask for, as values."""
 
 import argparse
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,10 +18,23 @@ from luksrotd.rotation.edits import Pbkdf
 #: Bytes; associated data has to fit into the 12 KiB or so of a token's metadata area.
 DATA_LIMIT: Final = 1024 * 1024
 
+_DURATION: Final = re.compile(r"([1-9][0-9]{0,4})([mhdw])")
+_UNITS: Final = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
 
 def device(options: argparse.Namespace) -> Device:
     """The one volume."""
     return Device(options.device, options.header)
+
+
+def target(options: argparse.Namespace) -> str:
+    """The volume, or all of them, as the user has named them."""
+    return options.device if "device" in options else ", ".join(options.devices)
+
+
+def only(options: argparse.Namespace) -> Device | None:
+    """The volume, if it is a single one."""
+    return Device(options.devices[0], options.header) if len(options.devices) == 1 else None
 
 
 def prints_key(options: argparse.Namespace) -> bool:
@@ -28,20 +43,29 @@ def prints_key(options: argparse.Namespace) -> bool:
 
 
 @contextmanager
-def key_request(options: argparse.Namespace) -> Iterator[KeyRequest]:
-    """An enrolment or a rotation, with its secrets open; raises ``LuksrotdError``."""
+def key_request(options: argparse.Namespace, key_file: str | None = None) -> Iterator[KeyRequest]:
+    """A new key, with its secrets open; ``key_file`` in place of --key-file.  Raises ``LuksrotdError``."""
     associated, cost = data(options.data), pbkdf(options)
     with ExitStack() as stack:
-        credential = stack.enter_context(secrets.opened(options.key_file, f"Any key of {options.device}"))
+        credential = stack.enter_context(secrets.opened(key_file or options.key_file, f"Any key of {target(options)}"))
         new: int | ToFile | ToStdout
         if not options.generate:
-            prompt = f"New key {options.name} of {options.device}"
+            prompt = f"New key {options.name} of {target(options)}"
             new = stack.enter_context(secrets.opened(options.new_keyfile, prompt, confirm=True))
         elif options.output is not None:
             new = stack.enter_context(ToFile(options.output))
         else:
             new = ToStdout()
         yield KeyRequest(options.name, credential, new, associated, cost)
+
+
+def duration(text: str) -> timedelta | None:
+    """ "30d", "12h" and the like, or "never"; raises ``InvalidRequest``."""
+    if text == "never":
+        return None
+    if not (match := _DURATION.fullmatch(text)):
+        raise InvalidRequest("cannot understand --expires: it takes a number with m, h, d or w, as 30d, or never")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
 def data(option: str | None) -> Mapping[str, Any] | None:

@@ -11,8 +11,10 @@ from luksrotd.ctl.arguments import (
     Verbs,
     add_credential,
     add_device,
+    add_engine,
     add_name,
     add_new_secret,
+    check_engine,
     check_new_secret,
 )
 from luksrotd.ctl.exits import Exit, status_of, worst
@@ -22,6 +24,7 @@ from luksrotd.ctl.progress import shown
 from luksrotd.ctl.report import Failed, Report, changed, listed, reconciled, showed, verified
 from luksrotd.ctl.request import device, key_request, prints_key
 from luksrotd.errors import Cancelled, InvalidRequest, LuksrotdError
+from luksrotd.names import ATOMIC
 
 T = TypeVar("T")
 Operation = Callable[[Backend], Coroutine[Any, Any, T]]
@@ -43,20 +46,20 @@ def add(verbs: Verbs) -> None:
         check=_check_reconcile,
         bus=True,
     )
-    add_device(reconcile, many=True)
+    add_device(reconcile, "*")
     reconcile.add_argument("--all", action="store_true", help="all volumes; goes on when one fails")
     reconcile.add_argument("--dry-run", action="store_true", help="change nothing, only tell what would be done")
     verbs.group("managed keys")
     enroll = "luksrotctl enroll /dev/sda2 --generate --output backup.key --data @escrow.json"
     rotate = "luksrotctl rotate /dev/sda2 --key-file backup.key --new-keyfile next.key"
     for verb in (
-        verbs.add("enroll", _change_key, "give a volume a managed key", enroll, check=check_new_secret, bus=True),
+        verbs.add("enroll", _change_key, "give a volume a managed key", enroll, check=_check_change, bus=True),
         verbs.add(
             "rotate",
             _change_key,
             "replace a managed key by a new one; the old one opens nothing any more",
             rotate,
-            check=check_new_secret,
+            check=_check_change,
             bus=True,
         ),
     ):
@@ -64,6 +67,7 @@ def add(verbs: Verbs) -> None:
         add_name(verb)
         add_credential(verb, "key that unlocks the volume: any of its keys")
         add_new_secret(verb)
+        add_engine(verb)
     verify = verbs.add(
         "verify",
         _verify,
@@ -75,6 +79,11 @@ def add(verbs: Verbs) -> None:
     add_device(verify)
     add_name(verify)
     add_credential(verify, "key to be checked")
+
+
+def _check_change(options: argparse.Namespace) -> None:
+    check_new_secret(options)
+    check_engine(options)
 
 
 def _check_reconcile(options: argparse.Namespace) -> None:
@@ -151,7 +160,7 @@ async def _tried(call: Awaitable[T]) -> T | Failed:
 
 def _call(options: argparse.Namespace, work: Operation[T]) -> T:
     async def call() -> T:
-        backend = _backend(direct=options.direct)
+        backend = _backend(direct=options.direct, engine=getattr(options, "engine", ATOMIC))
         try:
             return await interruptible(work(backend), backend.interrupt)
         finally:
@@ -160,12 +169,12 @@ def _call(options: argparse.Namespace, work: Operation[T]) -> T:
     return asyncio.run(call())
 
 
-def _backend(*, direct: bool) -> Backend:
+def _backend(*, direct: bool, engine: str) -> Backend:
     # Imported late: a client of the bus needs none of luksrotd's own code, and --direct no D-Bus.
     if direct:
         from luksrotd.ctl.local import Local  # noqa: PLC0415 - see above
 
-        return Local()
+        return Local(engine)
     from luksrotd.ctl.remote import Remote  # noqa: PLC0415 - see above
 
     return Remote()

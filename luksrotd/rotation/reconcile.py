@@ -5,7 +5,7 @@ Pure and idempotent: everything is read off the header, no secret is needed, and
 docs/spec/reconcile.md has the table.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
@@ -23,7 +23,7 @@ from luksrotd.rotation.lineage import unborn
 from luksrotd.rotation.preview import Difference, preview
 from luksrotd.rotation.protocol import BLOCK
 from luksrotd.rotation.retirement import Carrier, retire
-from luksrotd.rotation.token import KeyState
+from luksrotd.rotation.token import BackupToken, KeyState, WipeRecord
 from luksrotd.rotation.view import DeviceView, ManagedKey
 from luksrotd.rotation.view import view as view_of
 
@@ -131,26 +131,20 @@ def repair(view: DeviceView, rules: Rules = DEFAULT_RULES) -> Change | None:
         return None
     left = leftovers(view, rules.now)
     retired = _to_retire(left, rules)
-    going = (*left.unborn, *(left.orphans if rules.orphans else ()))
-    closing: dict[int, Edit] = {record.id: RemoveToken(record.id) for record in view.records}
-    for key in view.keys:
-        if key in going:
-            closing[key.token.id] = RemoveToken(key.token.id)
-        elif key.token.wipe or key in left.unsettled:
-            closing[key.token.id] = _settle(view, key, left)
-    closing = {number: edit for number, edit in closing.items() if number not in left.bad}
-    edits: tuple[Edit, ...] = ()
-    if retired:
-        change = _retire(view, retired, left)
-        edits = change.edits
-        closing = {number: edit for number, edit in closing.items() if number not in {key.token.id for key in retired}}
-        closing |= {edit.token: edit for edit in change.closing if isinstance(edit, SetToken | RemoveToken)}
-    if not (edits or closing):
+    change = _retire(view, retired, left) if retired else Change()
+    concerned = {edit.token for edit in (*change.edits, *change.closing) if isinstance(edit, SetToken | RemoveToken)}
+    first, closing = list(change.edits), list(change.closing)
+    for token, last in _last_words(view, left, rules):
+        if token.id in concerned:
+            continue
+        # What still has to say which ranges are to be wiped says so until they are; all else changes at once.
+        (closing if token.wipe or not retired else first).append(last)
+    if not (first or closing):
         return None
     # Since the crash, another tool may have put a key of its own there: that part is not ours any more (I4).
     taken = [whole_blocks(area, BLOCK) for area in view.pair.referenced]
     ranges = tuple(rest for extent in merge(good_intents(view, left.bad)) for rest in subtract(extent, taken))
-    return Change(edits, tuple(closing.values()), ranges)
+    return Change(tuple(sorted(first, key=_makes_room)), tuple(closing), ranges)
 
 
 def differences(view: DeviceView, rules: Rules = DEFAULT_RULES) -> tuple[Difference, ...]:
@@ -176,6 +170,24 @@ def _to_retire(left: Leftovers, rules: Rules) -> tuple[ManagedKey, ...]:
     inherited = [extent for key in (*keys, left.keeper) if key is not None for extent in key.token.wipe]
     # What is pending already, first, if one token cannot name all of it.
     return keys if len(keys) + len(inherited) <= tokens.WIPE_MAX else () if inherited else keys
+
+
+def _last_words(
+    view: DeviceView, left: Leftovers, rules: Rules
+) -> Iterator[tuple[BackupToken | WipeRecord, SetToken | RemoveToken]]:
+    """Every token that goes, or has to be written once more, and how it ends."""
+    going = (*left.unborn, *(left.orphans if rules.orphans else ()))
+    for key in view.keys:
+        if key in going:
+            yield key.token, RemoveToken(key.token.id)
+        elif key.token.id not in left.bad and (key.token.wipe or key in left.unsettled):
+            yield key.token, _settle(view, key, left)
+    yield from ((record, RemoveToken(record.id)) for record in view.records if record.id not in left.bad)
+
+
+def _makes_room(edit: Edit) -> int:
+    """The order of edits: tokens that go, what has to be written, keyslots that go."""
+    return 0 if isinstance(edit, RemoveToken) else 1 if isinstance(edit, SetToken) else 2
 
 
 def _retire(view: DeviceView, keys: tuple[ManagedKey, ...], left: Leftovers) -> Change:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The use cases of the stepwise engine: as those of ``service.volume``, but nobody but libcryptsetup writes."""
+"""The use cases of the stepwise engine: those of ``service.volume``, but nobody but libcryptsetup writes the header."""
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
 from luksrotd.names import DEFAULT_KEY_NAME
@@ -14,14 +13,17 @@ from luksrotd.rotation.staging import StageRequest
 from luksrotd.service.live import Decide, Stepper
 from luksrotd.service.progress import Progress, ignore
 from luksrotd.service.transaction import Deliver, nothing_to_deliver
-from luksrotd.service.volume import DEFAULT_HOLD, Hold, KeyChange, Run, Sources
+from luksrotd.service.volume import DEFAULT_HOLD, Hold, KeyChange, Run, Sources, Volumes
 
 
-class StepwiseVolumes:
-    """The use cases on the ports of ``host``, by libcryptsetup on the device itself."""
+class StepwiseVolumes(Volumes):
+    """The use cases on the ports of ``host``; those that change a key by libcryptsetup on the device itself.
+
+    What is not here (adoption, recreation, restore, reconcile, scrub) is as ever.
+    """
 
     def __init__(self, host: Host, live: LiveEngine) -> None:
-        self._host = host
+        super().__init__(host)
         self._stepper = Stepper(host, live)
 
     async def enroll(
@@ -38,7 +40,7 @@ class StepwiseVolumes:
         """Give the volume a managed key: the token first, then its keyslot."""
         request = EnrollRequest(data, self._now(), pbkdf, name)
         run = Run("key enrolled in steps", secrets, progress, deliver)
-        return await self._change(ref, name, lambda seen: stepwise.enroll(seen, request), run)
+        return await self._take(ref, name, lambda seen: stepwise.enroll(seen, request), run)
 
     async def rotate(
         self,
@@ -54,7 +56,7 @@ class StepwiseVolumes:
         """Replace a managed key: the new pair first, which says that it replaces the old one, which goes then."""
         request = RotateRequest(data, self._now(), pbkdf, name)
         run = Run("key rotated in steps", secrets, progress, deliver)
-        return await self._change(ref, name, lambda seen: stepwise.rotate(seen, request), run)
+        return await self._take(ref, name, lambda seen: stepwise.rotate(seen, request), run)
 
     async def stage(
         self,
@@ -73,7 +75,7 @@ class StepwiseVolumes:
         expires = None if hold.expires_after is None else now + hold.expires_after
         request = StageRequest(RotateRequest(data, now, pbkdf, name), expires, hold.group)
         run = Run("key staged in steps", secrets, progress, deliver)
-        return await self._change(ref, name, lambda seen: stepwise.stage(seen, request), run)
+        return await self._take(ref, name, lambda seen: stepwise.stage(seen, request), run)
 
     async def finish(
         self,
@@ -86,7 +88,7 @@ class StepwiseVolumes:
     ) -> KeyChange:
         """The staged generation becomes the only one; needs no secret."""
         run = Run("staged key finished in steps", {}, progress)
-        return await self._change(ref, name, lambda seen: stepwise.finish(seen, name, generation, group), run)
+        return await self._take(ref, name, lambda seen: stepwise.finish(seen, name, generation, group), run)
 
     async def abort(
         self,
@@ -99,24 +101,21 @@ class StepwiseVolumes:
     ) -> KeyChange:
         """The staged generation goes; needs no secret."""
         run = Run("staged key aborted in steps", {}, progress)
-        return await self._change(ref, name, lambda seen: stepwise.abort(seen, name, generation, group), run)
+        return await self._take(ref, name, lambda seen: stepwise.abort(seen, name, generation, group), run)
 
     async def remove(
         self, ref: DeviceRef, secrets: Sources, *, name: str = DEFAULT_KEY_NAME, progress: Progress = ignore
     ) -> KeyChange:
         """Keyslot and token of a managed key go; the credential must open another keyslot."""
         run = Run("key removed in steps", secrets, progress)
-        return await self._change(ref, name, lambda seen: stepwise.remove(seen, name), run)
+        return await self._take(ref, name, lambda seen: stepwise.remove(seen, name), run)
 
     async def set_data(self, ref: DeviceRef, data: Mapping[str, Any], *, name: str = DEFAULT_KEY_NAME) -> KeyChange:
         """Other associated data for the same key."""
         run = Run("associated data changed", {})
-        return await self._change(ref, name, lambda seen: stepwise.set_data(seen, name, data), run)
+        return await self._take(ref, name, lambda seen: stepwise.set_data(seen, name, data), run)
 
-    def _now(self) -> datetime:
-        return self._host.clock.now()
-
-    async def _change(self, ref: DeviceRef, name: str, decide: Decide, run: Run) -> KeyChange:
+    async def _take(self, ref: DeviceRef, name: str, decide: Decide, run: Run) -> KeyChange:
         done = await self._stepper.run(ref, decide, run.secrets, run.progress, run.deliver)
         steps = done.steps
         self._host.journal.record(

@@ -20,6 +20,7 @@ from luksrotd.errors import (
     LuksrotdError,
     NeedsPerson,
     Outcome,
+    WrongCredential,
 )
 from luksrotd.luks2.areas import Extent
 from luksrotd.luks2.layout import Which
@@ -458,6 +459,9 @@ async def unlock(session: EngineSession, change: Change, *, volume_key: bool) ->
     for keyslot in sorted(change.survivors):
         if await session.opens(keyslot, UNLOCK):
             return None
+    if opened not in change.destroyed:
+        wanted = " or ".join(map(str, sorted(change.survivors)))
+        raise WrongCredential(f"cannot use this credential: it opens keyslot {opened}, not {wanted}")
     raise LastKeyslot(f"cannot remove keyslot {opened}: the credential opens no other one; use one that stays")
 
 

@@ -2,7 +2,7 @@
 """The use cases on one volume: each is a decision of ``rotation`` that the transactor carries out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -168,11 +168,23 @@ class Volumes:
         )
 
     async def adopt(
-        self, ref: DeviceRef, keyslot: int, *, data: Mapping[str, Any], name: str = DEFAULT_KEY_NAME
+        self,
+        ref: DeviceRef,
+        keyslot: int,
+        secrets: Sources | None = None,
+        *,
+        data: Mapping[str, Any],
+        name: str = DEFAULT_KEY_NAME,
+        progress: Progress = ignore,
     ) -> KeyChange:
-        """Manage a keyslot that is there; the token that names it is kept for ``release``."""
+        """Manage a keyslot that is there; the token that names it is kept for ``release``.
+
+        A credential, if one is given, must open that keyslot; it is tried in the same transaction.
+        """
         request = AdoptRequest(keyslot, data, self._now(), name)
-        return await self._change(ref, name, lambda seen: adoption.adopt(seen, request), Run("keyslot adopted", {}))
+        proof = frozenset({keyslot}) if secrets else None
+        run = Run("keyslot adopted", secrets or {}, progress)
+        return await self._change(ref, name, lambda seen: replace(adoption.adopt(seen, request), survivors=proof), run)
 
     async def release(self, ref: DeviceRef, *, name: str = DEFAULT_KEY_NAME) -> KeyChange:
         """Manage a key no more; its keyslot stays."""
@@ -197,7 +209,11 @@ class Volumes:
         keyslot = None if NEW in secrets else await self._transactor.opened_by(ref, secrets[UNLOCK])
         request = RecreateRequest(data, self._now(), pbkdf, name, keyslot)
         run = Run("key recreated", secrets, progress, deliver)
-        return await self._change(ref, name, lambda seen: adoption.recreate(seen, request), run)
+        # It must still open it when the token is written.
+        proof = None if keyslot is None else frozenset({keyslot})
+        return await self._change(
+            ref, name, lambda seen: replace(adoption.recreate(seen, request), survivors=proof), run
+        )
 
     async def verify(self, ref: DeviceRef, secret: SecretSource, *, name: str = DEFAULT_KEY_NAME) -> bool:
         """Whether the secret is that of the managed key ``name``; nothing is changed."""

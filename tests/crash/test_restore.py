@@ -113,13 +113,20 @@ class WholeSets(Judge):
 
     def violations(self, image: bytes, depth: int | None = None) -> list[str]:
         """As ``Judge.violations``."""
-        ends = [openers(end, parse_pair(end)) for end in (self.scenario.before, self.scenario.after)]
-        mixed = []
+        if hash(image) in self._judged:
+            return []
         pair = parse_pair(image)
-        for copy in pair.valid:
-            if openers(image, Pair(copy, copy, pair.raw)) not in ends:
-                mixed.append(f"{copy.header.which} copy alone: neither all keys of the volume nor all of the backup")
+        mixed = [
+            f"{copy.header.which} copy alone: neither all keys of the volume nor all of the backup"
+            for copy in pair.valid
+            if openers(image, Pair(copy, copy, pair.raw)) not in whole_sets(self.scenario.before, self.scenario.after)
+        ]
         return mixed or super().violations(image, depth)
+
+
+@functools.cache
+def whole_sets(*images: bytes) -> list[frozenset[Opener]]:
+    return [openers(image, parse_pair(image)) for image in images]
 
 
 def openers(image: bytes, pair: Pair) -> frozenset[Opener]:
@@ -169,7 +176,7 @@ def epochs_of(name: str) -> list:
 
 def in_place(name: str) -> list:
     """Without relocation, but in the order of the phases: keyslots back where they were, then each header copy."""
-    volume, backup = CASES[name]()
+    _, backup = CASES[name]()
     size = parse_pair(backup).hdr_size
     raised = forge.with_fields(backup, seqid=90)
     areas = [Write(area.offset, backup[area.offset : area.end]) for area in parse_pair(backup).referenced]

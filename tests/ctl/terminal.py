@@ -29,6 +29,10 @@ class Terminal:
         before, _, self.seen = self.seen.partition(text)
         return before
 
+    def wait(self):
+        """Until something, a spinner for one, has been shown."""
+        assert self._read(), self.seen
+
     def type(self, text):
         os.write(self._master, text)
 

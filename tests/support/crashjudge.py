@@ -7,12 +7,14 @@ and exactly the credentials of that side must open: all that goes together, neve
 
 import hashlib
 import json
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from luksrotd.errors import LuksrotdError
 from luksrotd.luks2.areas import Extent
+from luksrotd.luks2.layout import Which
 from luksrotd.luks2.pair import HeaderCopy, Pair, read_pair
 from luksrotd.names import TOKEN_TYPE, WIPE_TOKEN_TYPE
 from luksrotd.rotation.invariants import (
@@ -54,6 +56,8 @@ class Scenario:
     """Areas that were to be wiped already before it."""
     gone: frozenset[Opener] = frozenset()
     """Credentials that the operation puts out of force, all at once."""
+    unclean: bool = False
+    """The volume was in disorder before: a copy that still says what was then may be as odd as it was."""
 
     def enumeration(self, epochs: Sequence[Epoch] | None = None, sector: int | None = None) -> Enumeration:
         """All crash states, of the real epochs or of a mutant's."""
@@ -64,17 +68,24 @@ class Scenario:
 
 
 def record(
-    before: bytes, operate: Callable[[Simulation], object], sector_size: int = 512, *, releases: bool = False
+    before: bytes,
+    operate: Callable[[Simulation], object],
+    sector_size: int = 512,
+    *,
+    releases: bool = False,
+    unclean: bool = False,
 ) -> Scenario:
     """Run ``operate`` on a volume, and say what must hold at every instant of it.
 
-    ``releases``: a keyslot that a token of ours names before may be without a token afterwards.
+    ``releases``: a keyslot that a token of ours names before may be without a token afterwards.  ``unclean``: the
+    volume is in disorder before.
     """
     simulation = Simulation(before, sector_size=sector_size)
     operate(simulation)
     epochs = simulation.disk.epochs()
     assert not epochs[-1], "the last write was not flushed"
-    return scenario_of(before, epochs[:-1], simulation.disk.content, sector_size, releases=releases)
+    scenario = scenario_of(before, epochs[:-1], simulation.disk.content, sector_size, releases=releases)
+    return replace(scenario, unclean=unclean)
 
 
 def scenario_of(
@@ -82,24 +93,28 @@ def scenario_of(
 ) -> Scenario:
     """The same of writes that were recorded elsewhere."""
     first, last = pair_of(before), pair_of(after)
-    openers, left = openers_of(before, first.winner), openers_of(after, last.winner)
-    gone = frozenset(openers.values()) - frozenset(left.values())
-    keep = {f"keyslot {number}": openers[number] for number in view(first).ordinary if openers[number] not in gone}
-    names = {key.token.name for key in (*view(first).keys, *view(last).keys)}
-    alone = {openers[number] for number in view(first).ordinary}
+    # Before it begins, the copies may differ already; then what each of them says may hold.
+    sides = [(before, alone) for alone in _copies(first)] + [(after, alone) for alone in _copies(last)]
+    old = {found for alone in _copies(first) for found in openers_of(before, alone.winner).values()}
+    left = openers_of(after, last.winner)
+    gone = frozenset(old) - frozenset(left.values())
+    ordinary = openers_of(before, first.winner)
+    loose = {ordinary[number] for number in view(first).ordinary}
+    keep = {f"keyslot {number}": ordinary[number] for number in view(first).ordinary if ordinary[number] not in gone}
     if releases:
-        alone |= {left[number] for number in view(last).ordinary if left[number] in openers.values()}
+        loose |= {left[number] for number in view(last).ordinary if left[number] in old}
+    names = {key.token.name for _, alone in sides for key in view(alone).keys}
     expected = Expectation(
         keep,
-        {name: _generations(before, first, name) | _generations(after, last, name) for name in names},
-        {name: frozenset({_standing(first, name), _standing(last, name)}) for name in names},
-        (foreign_parts(first.winner), foreign_parts(last.winner)),
-        frozenset(alone),
+        {name: {g: o for image, side in sides for g, o in _generations(image, side, name).items()} for name in names},
+        {name: frozenset(_standing(alone, name) for _, alone in sides) for name in names},
+        tuple(foreign_parts(alone.winner) for _, alone in sides),
+        frozenset(loose),
         frozenset((key.token.name, key.token.generation) for key in view(first).keys if not key.token.keyslots),
     )
     pending = {extent: _material(before, extent) for extent in view(first).pending}
     retired = {area: _material(before, area) for area in first.referenced if area not in last.referenced}
-    meanings = frozenset({meaning(before, first.winner), meaning(after, last.winner)})
+    meanings = frozenset(meaning(image, alone.winner) for image, alone in sides)
     return Scenario(before, epochs, after, expected, meanings, sector_size, retired, pending, gone)
 
 
@@ -123,6 +138,9 @@ class Judge:
         self._outlines: dict[Hashable, int] = {}
         headers = 2 * pair_of(scenario.before).hdr_size
         self._outline = Outline(headers, scenario.enumeration(sector=self.sector).starts)
+        odd = list(self._oddities(scenario.before, scenario)) if scenario.unclean else []
+        self._excused = {re.sub(r"\w+ copy alone", f"{which} copy alone", what) for what in odd for which in Which}
+        self._mended = self._with_mended()
 
     def violations(self, image: Image | bytes, depth: int | None = None) -> list[str]:
         """What is wrong with this state, or with what reconcile makes of it, or of a crash inside reconcile."""
@@ -132,7 +150,7 @@ class Judge:
             return []
         self.states = len(self._judged)
         try:
-            wrong = self._instant(image)
+            wrong = self._instant(image, self.scenario if depth == self.depth else self._mended, self._excused)
             if not wrong and _first(self._outlines, image.key if self.thorough else self._outline.of(image), depth):
                 self.reconciled += 1
                 wrong = self._after_reconcile(image, depth)
@@ -153,13 +171,32 @@ class Judge:
             wrong.append("I6: not what was reported")
         return wrong
 
-    def _instant(self, image: Image | bytes) -> list[str]:
+    def _oddities(self, image: Image | bytes, scenario: Scenario) -> Iterator[str]:
+        found = check_instant(pair_of(image), reader(image), scenario.expected)
+        return (f"{violation.invariant}: {violation.what}" for violation in found)
+
+    def _with_mended(self) -> Scenario:
+        """The scenario once reconcile has run: it may mend what was wrong before the operation."""
+        scenario = self.scenario
+        simulation = Simulation(scenario.before, seed=SEED, sector_size=self.sector)
+        simulation.reconcile()
+        mended, pair = simulation.disk.content, simulation.pair
+        allowed = {name: set(there) for name, there in scenario.expected.allowed.items()}
+        for name, there in allowed.items():
+            there.add(_standing(pair, name))
+        return replace(
+            scenario,
+            expected=replace(scenario.expected, allowed={name: frozenset(there) for name, there in allowed.items()}),
+            meanings=scenario.meanings | {meaning(mended, pair.winner)},
+        )
+
+    def _instant(self, image: Image | bytes, scenario: Scenario, excused: Container[str] = frozenset()) -> list[str]:
         pair = pair_of(image)
-        found = check_instant(pair, reader(image), self.scenario.expected)
-        found += check_sequence(pair_of(self.scenario.before), pair, changed=False)
-        wrong = [f"{violation.invariant}: {violation.what}" for violation in found]
+        wrong = [what for what in self._oddities(image, scenario) if what not in excused]
+        sequence = check_sequence(pair_of(self.scenario.before), pair, changed=False)
+        wrong += [f"{violation.invariant}: {violation.what}" for violation in sequence]
         for copy in pair.valid:
-            if meaning(image, copy) not in self.scenario.meanings:
+            if meaning(image, copy) not in scenario.meanings:
                 wrong.append(f"I3: the {copy.header.which} copy alone is neither what was before nor what is after")
         return wrong
 
@@ -169,7 +206,7 @@ class Judge:
         after = simulation.disk.content
         if left:
             return [f"I7: reconcile leaves {finding.code}: {finding.message}" for finding in left]
-        wrong = [f"after reconcile: {what}" for what in (*self._instant(after), *self._done(after))]
+        wrong = [f"after reconcile: {what}" for what in (*self._instant(after, self._mended), *self._done(after))]
         again = Simulation(after, seed=SEED + 1, sector_size=self.sector)
         again.reconcile()
         if again.disk.log:
@@ -271,6 +308,11 @@ def _first(seen: dict[Hashable, int], what: Hashable, depth: int) -> bool:
         return False
     seen[what] = depth
     return True
+
+
+def _copies(pair: Pair) -> list[Pair]:
+    """Each valid copy alone."""
+    return [Pair(copy, copy, pair.raw) for copy in pair.valid]
 
 
 def _generations(image: bytes, pair: Pair, name: str) -> dict[int, Opener]:

@@ -4,6 +4,7 @@
 One catalogue for simulated volumes, real ones and the published table.  Whatever writes to a header goes in here.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -12,6 +13,8 @@ from luksrotd.luks2.pair import parse_pair
 from luksrotd.rotation.draft import Draft
 from tests.support import forge
 from tests.support.crash import Enumeration
+from tests.support.crashjudge import Scenario, record
+from tests.support.simengine import HDR_SIZE, KEY_SIZE, make_volume
 from tests.support.simulation import CHEAP, MAIN, NEW, OLD, Simulation
 
 OTHER: Final = b"another passphrase"
@@ -36,6 +39,8 @@ class Verb:
     prepare: Callable[[Simulation], object] = lambda _: None
     releases: bool = False
     """Whether a keyslot may be left without the token of ours that it had."""
+    use_case: str = ""
+    """Of ``service.volume.Volumes``; '' for a transaction."""
 
 
 def enroll(simulation: Simulation) -> None:
@@ -158,21 +163,21 @@ def _first_header(simulation: Simulation) -> None:
     _cut(simulation, rotate, 2, 0)
 
 
-#: By name, as the table prints it.  The stepwise engine writes the device itself: tests/support/crashcells.py has it.
+#: By name, as the table prints it.
 VERBS: Final[Mapping[str, Verb]] = {
-    "enrolment": Verb(enroll),
-    "rotation": Verb(rotate, enroll),
+    "enrolment": Verb(enroll, use_case="enroll"),
+    "rotation": Verb(rotate, enroll, use_case="rotate"),
     "rotation, unlocked by the old key": Verb(lambda s: s.rotate(OLD, NEW, **NEW_DATA), enroll),
-    "staging": Verb(lambda s: s.stage(MAIN, NEW, **NEW_DATA), enroll),
-    "finish": Verb(Simulation.finish, stage),
-    "abort": Verb(Simulation.abort, stage),
-    "removal": Verb(lambda s: s.remove(MAIN), enroll),
-    "other associated data": Verb(lambda s: s.set_data(ref="vault/1, moved"), enroll),
-    "adoption of a plain keyslot": Verb(_adopt),
+    "staging": Verb(lambda s: s.stage(MAIN, NEW, **NEW_DATA), enroll, use_case="stage"),
+    "finish": Verb(Simulation.finish, stage, use_case="finish"),
+    "abort": Verb(Simulation.abort, stage, use_case="abort"),
+    "removal": Verb(lambda s: s.remove(MAIN), enroll, use_case="remove"),
+    "other associated data": Verb(lambda s: s.set_data(ref="vault/1, moved"), enroll, use_case="set_data"),
+    "adoption of a plain keyslot": Verb(_adopt, use_case="adopt"),
     "adoption of a systemd-recovery keyslot": Verb(_adopt, _recovery_token),
-    "release": Verb(Simulation.release, _adopt, releases=True),
+    "release": Verb(Simulation.release, _adopt, releases=True, use_case="release"),
     "release to systemd-recovery": Verb(Simulation.release, _adopted),
-    "recreation of the token": Verb(lambda s: s.recreate(OLD_DATA, unlock=OLD), _token_lost),
+    "recreation of the token": Verb(lambda s: s.recreate(OLD_DATA, unlock=OLD), _token_lost, use_case="recreate"),
     "recreation of the pair": Verb(lambda s: s.recreate(NEW_DATA, unlock=MAIN, new=NEW), _keyslot_lost),
     "recreation by the volume key": Verb(
         lambda s: s.recreate(NEW_DATA, volume_key=s.volume_key(), new=NEW), _keyslot_lost
@@ -184,7 +189,7 @@ VERBS: Final[Mapping[str, Verb]] = {
         lambda s: s.transaction(_dismantle, unlock=MAIN), _foreign_tokens
     ),
     "transaction: tokens only": Verb(lambda s: s.transaction(_annotate), _foreign_tokens),
-    "reconcile of a pending wipe": Verb(Simulation.reconcile, _wipe_cut),
+    "reconcile of a pending wipe": Verb(Simulation.reconcile, _wipe_cut, use_case="reconcile"),
     "reconcile of a wipe record": Verb(Simulation.reconcile, _record_cut),
     "reconcile of a torn header": Verb(Simulation.reconcile, _then(_wipe_cut, _torn)),
     "reconcile of a rotation cut between its headers": Verb(Simulation.reconcile, _first_header),
@@ -199,3 +204,12 @@ def described(token: Mapping[str, object]) -> str | None:
     data = token.get("data", token)
     reference = data.get("ref") if isinstance(data, Mapping) else None
     return DESCRIBED.get(reference) if isinstance(reference, str) else None
+
+
+@functools.cache
+def simulated(name: str, *, sector: int = 512, hdr_size: int = HDR_SIZE, key_size: int = KEY_SIZE) -> Scenario:
+    """A verb's operation recorded on a simulated volume; ``key_size`` in bytes."""
+    verb = VERBS[name]
+    simulation = Simulation(make_volume(ORDINARY, hdr_size=hdr_size, key_size=key_size), sector_size=sector)
+    verb.prepare(simulation)
+    return record(simulation.disk.content, verb.operate, sector, releases=verb.releases)

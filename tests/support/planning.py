@@ -84,9 +84,10 @@ def shadowed(image: bytes, change: Change, new: bytes = FRESH) -> ShadowResult:
     session = SimSession(SimEngine(), shadow, {UNLOCK: KEEP, NEW: new})
     headers = len(pair.raw)
 
+    if change.needs_unlock:
+        asyncio.run(session.unlock())
+
     async def work(edits: tuple[Edit, ...]) -> bytes:
-        if change.needs_unlock:
-            await session.unlock()
         await session.apply(edits)
         return shadow.read(0, headers)
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import stat
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -122,12 +123,14 @@ class SimEngine:
 
     def _secret(self, source: SecretSource) -> bytes:
         if isinstance(source, SecretFd):
+            if stat.S_ISREG(os.fstat(source.fd).st_mode):
+                return os.pread(source.fd, source.limit, 0)
             chunks = []
             while chunk := os.read(source.fd, source.limit):
                 chunks.append(chunk)
             return b"".join(chunks)
         secret = self._rng.randbytes(32).hex().encode()
-        os.write(source.fd, secret)
+        os.pwrite(source.fd, secret, 0)
         return secret
 
 

@@ -15,11 +15,13 @@ from luksrotd.rotation.draft import Draft
 from luksrotd.rotation.edits import VOLUME_KEY, Pbkdf
 from luksrotd.service.draft import begin
 from luksrotd.service.reconciling import Reconciled
+from luksrotd.service.stepwise import StepwiseVolumes
 from luksrotd.service.transaction import Committed
 from luksrotd.service.volume import KeyChange, Volumes
 from tests.support.simdisk import SimDevices, SimDisk
 from tests.support.simengine import VOLUME_KEY_CONTENT, SimEngine
 from tests.support.simhost import SimClock, SimEntropy, SimInventories, SimJournal, SimProbe
+from tests.support.simlive import SimLive
 from tests.support.simlocks import SimLocks
 from tests.support.simshadow import SimShadows
 
@@ -54,6 +56,8 @@ class Simulation:
             self.inventories,
         )
         self.volumes = Volumes(self.host)
+        self.live = SimLive(self.engine, self.devices, self.locks)
+        self.stepwise = StepwiseVolumes(self.host, self.live)
         self.ref = DeviceRef("/dev/sim0")
 
     @property

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from luksrotd.ctl.interrupt import interruptible
 from luksrotd.ctl.progress import shown
+from luksrotd.names import ATOMIC
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def call(work: "Callable[[Local, Progress], Awaitable[T]]") -> T:
-    """Do ``work`` with the use cases, in this process; raises ``LuksrotdError``.
+def call(work: "Callable[[Local, Progress], Awaitable[T]]", engine: str = ATOMIC) -> T:
+    """Do ``work`` with the use cases, in this process; raises ``LuksrotdError``.  ``engine``: of ``names.ENGINES``.
 
     It is told where an operation is by the ``Progress`` that it gets, and cancelled by Ctrl-C up to the point of no
     return of a commit.
@@ -30,7 +31,7 @@ def call(work: "Callable[[Local, Progress], Awaitable[T]]") -> T:
             return await work(local, local.watched(progress))
 
     async def main() -> T:
-        local = Local()
+        local = Local(engine)
         return await interruptible(run(local), local.interrupt)
 
     return asyncio.run(main())

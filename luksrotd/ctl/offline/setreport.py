@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What there is to tell of a set of volumes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+from luksrotd.ctl.exits import Exit, status_of, worst
+from luksrotd.ctl.report import Report, Table, failure, told
+
+if TYPE_CHECKING:
+    from luksrotd.direct import SetResult, SetStatus
+
+_HAPPENED: Final[Mapping[str, str]] = {
+    "nothing": "nothing done",
+    "already": "was so already",
+    "staged": "staged",
+    "finished": "finished",
+    "aborted": "aborted",
+    "undone": "staged, and aborted again",
+    "failed": "failed",
+}
+#: What the caller can do next, by the state of the set.
+_NEXT: Final[Mapping[str | None, str]] = {
+    "unstaged": "nothing is staged on them",
+    "partly-staged": "not staged on all of them: stage again with the same key to go on, or abort",
+    "staged": "staged on all of them: finish, or abort",
+    "finishing": "finished on some of them: finish the others; there is no way back",
+    "finished": "finished on all of them",
+    "mixed": "a person must decide; see luksrotctl status",
+    None: "where it stands now is not known, for a volume cannot be read; see luksrotctl status",
+}
+
+
+def set_changed(verb: str, devices: Sequence[str], done: "SetResult", output: str | None, *, to_stderr: bool) -> Report:
+    """The report of ``stage``, ``finish`` and ``abort`` on several volumes."""
+    volumes: list[Mapping[str, Any]] = []
+    rows: list[Sequence[str]] = []
+    for device, member in zip(devices, done.members, strict=True):
+        change = asdict(member.change) if member.change else {}
+        error = failure(member.error) if member.error else {}
+        volumes.append({"device": device, "happened": str(member.happened), **change, **error})
+        now = f"generation {member.change.generation} in keyslot {member.change.keyslot}" if member.change else "-"
+        rows.append((device, _HAPPENED[member.happened], now, told(member.error) if member.error else "-"))
+    state = None if done.state is None else str(done.state)
+    document = {
+        "name": done.name,
+        "set": done.group.id,
+        "set_size": done.group.size,
+        "state": state,
+        "volumes": volumes,
+    }
+    text: list[str | Table] = [
+        Table(("DEVICE", "DONE", "KEY NOW", "ERROR"), rows),
+        f"key {done.name}, set {done.group.id} of {done.group.size} volumes: {_NEXT[state]}",
+    ]
+    if output is not None:
+        document["output"] = output
+        text.append(f"the new key is in {output}")
+    return Report(worst(status_of(error) for error in done.errors), document, text, to_stderr=to_stderr)
+
+
+def set_status(devices: Sequence[str], found: "SetStatus") -> Report:
+    """The report of ``status``."""
+    members = list(zip(devices, found.members, strict=True))
+    volumes = [
+        {
+            "device": device,
+            "uuid": member.uuid,
+            "standing": str(member.standing),
+            "generation": member.generation,
+            "keyslot": member.keyslot,
+            "why": member.why,
+        }
+        for device, member in members
+    ]
+    document = {
+        "name": found.name,
+        "set": found.group.id if found.group else None,
+        "set_size": found.group.size if found.group else None,
+        "state": str(found.state),
+        "steps": sorted(map(str, found.steps)),
+        "why": found.why,
+        "volumes": volumes,
+    }
+    rows = [(device, str(one.standing), str(one.generation or "-"), one.why or "-") for device, one in members]
+    what = f"set {found.group.id} of {found.group.size} volumes" if found.group else "no set"
+    text: list[str | Table] = [
+        Table(("DEVICE", "STANDING", "GENERATION", "WHAT IS ODD"), rows),
+        f"key {found.name}, {what}: {found.why or _NEXT[found.state]}",
+    ]
+    status = Exit.PERSON if found.state == "mixed" else Exit.DONE
+    return Report(status, document, text, read_only=True)
