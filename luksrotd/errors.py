@@ -3,11 +3,12 @@
 
 Each leaf has a stable ``code`` (the last part of its D-Bus error name, and the ``"error"`` member of ``--json``)
 and each raised error an ``outcome``: what the device holds now, which a caller needs more than the message.
-Messages read "cannot …", lower case, without a period, and never contain a secret.
+Messages read "cannot …", lower case, without a period, and never contain a secret.  What is on a disk may stand in
+them, so they are bounded, one line, and nothing that a terminal obeys.
 """
 
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class Outcome(StrEnum):
@@ -19,6 +20,17 @@ class Outcome(StrEnum):
     UNKNOWN = "unknown-reconcile-needed"
 
 
+#: Longest message, in characters.
+MESSAGE_MAX: Final = 2000
+
+
+def plain(text: str) -> str:
+    """``text`` as a message may be: at most ``MESSAGE_MAX`` characters, "?" for those that do not print."""
+    if len(text) > MESSAGE_MAX:
+        text = f"{text[: MESSAGE_MAX - 1]}…"
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 class LuksrotdError(Exception):
     """Base of the tree; only leaves (classes with a ``code`` of their own) can be raised."""
 
@@ -27,8 +39,8 @@ class LuksrotdError(Exception):
     def __init__(self, message: str, *, outcome: Outcome = Outcome.UNCHANGED) -> None:
         if not type(self).__dict__.get("code"):
             raise TypeError(f"{type(self).__name__} is abstract: raise one of its leaves")
-        super().__init__(message)
-        self.message = message
+        self.message = plain(message)
+        super().__init__(self.message)
         self.outcome = outcome
 
 

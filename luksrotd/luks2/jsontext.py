@@ -18,6 +18,9 @@ DEPTH_MAX: Final = 32
 #: The same within a token, which stands on the third level.
 TOKEN_DEPTH_MAX: Final = DEPTH_MAX - 2
 
+#: More values than any tool writes: each is an object in memory, 40 times as large as its text.
+VALUES_MAX: Final = 2**17
+
 #: NUL, at which C strings end, and lone surrogates, which are no text in UTF-8.
 _ODD: Final = re.compile("[\0\ud800-\udfff]")
 
@@ -33,6 +36,8 @@ def load(area: bytes) -> Json:
     text = area[:end] if area[end:] == bytes(len(area) - end) else area.rstrip(b"\0")
     if len(text) == len(area):
         _fail("the JSON area is not terminated")
+    if too_many_values(text):
+        _fail("it has too many values")
     try:
         loaded = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_constant)
     except RecursionError as error:
@@ -45,6 +50,11 @@ def load(area: bytes) -> Json:
         if what := trouble(value):
             _fail(what)
     return loaded  # type: ignore[no-any-return]  # it starts with "{": a dict, or ValueError
+
+
+def too_many_values(text: bytes) -> bool:
+    """Whether JSON text may have more than ``VALUES_MAX`` values: before each there is a sign, which texts have too."""
+    return sum(text.count(sign) for sign in (b",", b":", b"[", b"{")) > VALUES_MAX
 
 
 def walk(value: object) -> Iterator[tuple[object, int]]:

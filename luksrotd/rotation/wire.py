@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from luksrotd.errors import EngineError, InvalidRequest, LuksrotdError, leaves
+from luksrotd.luks2 import jsontext
 
 #: Longest line, in bytes: the JSON area of the largest LUKS2 header is just below 4 MiB, and escapes make it longer.
 MAX_LINE: Final = 32 * 1024 * 1024
@@ -51,11 +52,15 @@ def encode(line: Mapping[str, Any]) -> bytes:
         raise InvalidRequest("cannot send a line: it is not JSON") from error
     if len(encoded) > MAX_LINE:
         raise InvalidRequest(f"cannot send a line: it is longer than {MAX_LINE} bytes")
+    if jsontext.too_many_values(encoded):
+        raise InvalidRequest("cannot send a line: it has too many values")
     return encoded
 
 
 def decode(line: bytes) -> dict[str, Any]:
     """The object on the line.  Raises ``EngineError``."""
+    if jsontext.too_many_values(line):
+        raise EngineError("cannot understand the worker: too many values")
     try:
         decoded = json.loads(line)
     except (ValueError, RecursionError) as error:

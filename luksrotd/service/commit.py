@@ -43,7 +43,7 @@ def _settle(plan: CommitPlan, device: HeaderDevice) -> None:
         device.flush()
     if device.read_medium(0, len(plan.base)) != plan.base:
         raise Conflict("cannot commit: another tool has changed the header meanwhile")
-    if any(device.read(there.offset, len(there.data)) != there.data for there in plan.held):
+    if any(device.read_medium(there.offset, len(there.data)) != there.data for there in plan.held):
         raise Conflict("cannot commit: another tool has changed a keyslot meanwhile")
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``ports.Devices`` and ``ports.HeaderDevice``, on a disk in memory, a regular file and loop devices."""
 
+import errno
 import os
 import resource
 from contextlib import contextmanager, nullcontext
@@ -198,6 +199,22 @@ def test_read_medium_does_not_believe_the_page_cache(tmp_path, sector):
         device.close()
 
 
+def test_read_medium_makes_the_page_cache_forget(tmp_path):
+    """Where the medium has other bytes than the page cache, every reader sees them from then on."""
+    image = tmp_path / "image"
+    image.write_bytes(PATTERN)
+    with loop_device(image) as node:
+        device, other = BlockDevices().open(DeviceRef(node)), BlockDevices().open(DeviceRef(node))
+        assert other.read(0, 8192) == PATTERN[:8192]
+        with image.open("r+b") as file:
+            file.write(b"\xee" * 8192)
+        assert other.read(0, 8192) == PATTERN[:8192]
+        assert device.read_medium(0, 4096) == b"\xee" * 4096
+        assert other.read(0, 8192) == b"\xee" * 4096 + PATTERN[4096:8192]
+        device.close()
+        other.close()
+
+
 @pytest.mark.parametrize("loop", [False, True], ids=["file", "loop"])
 def test_read_medium_reaches_an_end_that_is_not_aligned(tmp_path, loop):
     image = tmp_path / "image"
@@ -319,6 +336,39 @@ def test_a_failed_flush_leaves_on_the_medium_what_the_fault_says(disk, landed, m
     assert device.read_medium(0, 1024) == medium[:1] * 512 + medium[1:] * 512
 
 
+def test_a_failed_flush_may_tear_a_write(disk):
+    device = open_sim(disk)
+    disk.faults.flushes[0] = 1
+    disk.faults.torn = 1
+    for offset, content in ((0, b"a"), (1024, b"b"), (4096, b"c")):
+        device.write(offset, content * 1024)
+    with pytest.raises(DeviceError, match="cannot flush"):
+        device.flush()
+    assert disk.medium()[:2048] == b"a" * 1024 + b"b" * 512 + bytes(512)
+    assert disk.medium()[4096:5120] == bytes(1024)
+
+
+def test_the_error_is_the_one_that_was_asked_for(disk):
+    disk.faults.error = errno.ENOSPC
+    disk.faults.writes[0] = 0
+    with pytest.raises(DeviceError, match="No space left on device"):
+        open_sim(disk).write(0, bytes(512))
+    disk.faults.flushes[0] = 0
+    with pytest.raises(DeviceError, match="No space left on device"):
+        open_sim(disk).flush()
+
+
+def test_read_medium_makes_the_simulated_page_cache_forget(disk):
+    device = open_sim(disk)
+    disk.faults.flushes[0] = 0
+    device.write(0, b"a" * 1024)
+    with pytest.raises(DeviceError):
+        device.flush()
+    assert device.read(0, 1024) == b"a" * 1024
+    assert device.read_medium(0, 512) == bytes(512)
+    assert device.read(0, 1024) == bytes(512) + b"a" * 512
+
+
 @pytest.mark.parametrize(("arrived", "reason"), [(0, "Input/output error"), (512, "short write")])
 def test_a_failed_write(disk, arrived, reason):
     device = open_sim(disk)
@@ -339,6 +389,37 @@ def test_a_device_that_is_gone(disk):
             use()
     with pytest.raises(UnknownDevice):
         open_sim(disk)
+
+
+def test_a_device_goes_right_before_a_write(disk):
+    disk.faults.gone_at_write = 1
+    device = open_sim(disk)
+    device.write(0, b"a" * 512)
+    device.flush()
+    for use in (lambda: device.write(512, b"b" * 512), device.flush):
+        with pytest.raises(DeviceError, match="No such device"):
+            use()
+    assert disk.attempts == 4
+    disk.power_cut()
+    assert disk.content[:1024] == b"a" * 512 + bytes(512)
+
+
+def test_a_device_goes_right_before_a_flush(disk):
+    disk.faults.gone_at_flush = 0
+    device = open_sim(disk)
+    device.write(0, b"a" * 512)
+    with pytest.raises(DeviceError, match="No such device"):
+        device.flush()
+    disk.power_cut()
+    assert disk.content[:512] == bytes(512)
+
+
+def test_of_what_was_not_flushed_a_power_cut_may_leave_some(disk):
+    device = open_sim(disk)
+    for offset in (0, 512, 1024):
+        device.write(offset, b"a" * 512)
+    disk.power_cut(landed=2)
+    assert device.read(0, 1536) == b"a" * 1024 + bytes(512)
 
 
 def test_the_observer_sees_it_before_it_happens(disk):

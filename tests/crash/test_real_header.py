@@ -5,10 +5,10 @@ after libcryptsetup's own recovery, and after reconcile."""
 import pytest
 
 from luksrotd.rotation.protocol import Phase
-from tests.support.crash import Epoch, Enumeration, merged, moved, swapped
+from tests.support.crash import Enumeration, Epoch, merged, moved, swapped
 from tests.support.crashverbs import SECRETS, VERBS
 from tests.support.examination import Examiner, complaint
-from tests.support.oracle import Libcryptsetup, Oracle
+from tests.support.libcryptsetup import Libcryptsetup, Oracle
 from tests.support.realvolume import Geometry, recorded
 
 DEFAULT = Geometry()
@@ -34,7 +34,7 @@ def test_libcryptsetup_finds_no_violation_in_any_state(verb, report):
     )
 
 
-@pytest.mark.parametrize(("verb", "geometry"), VARIANTS, ids=lambda value: str(value))
+@pytest.mark.parametrize(("verb", "geometry"), VARIANTS, ids=str)
 def test_other_geometries(verb, geometry, report):
     found = Examiner(SECRETS).examine(recorded(verb, geometry))
     assert complaint(found) == ""

@@ -4,11 +4,13 @@
 import pytest
 
 from tests.crash import table
-from tests.crash.table import MUTANT, PEER, REAL, SIMULATED, STEPS, Cell, Result, cells, page, work, wrong
-from tests.support.crashverbs import VERBS
+from tests.crash.cells import MUTANT, PEER, REAL, SIMULATED, STEPS, Cell, Result, cells, examined, work
+from tests.crash.page import page, wrong
+from tests.support.crashverbs import SECRETS, VERBS
+from tests.support.examination import Examiner
 from tests.support.leftovers import Leftover
 from tests.support.peers import PEERS, STEPWISE
-from tests.support.realvolume import Geometry
+from tests.support.realvolume import Geometry, Recorded, recorded
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +57,10 @@ def test_what_is_wrong_is_said_and_counted():
 
 def test_a_cell_with_a_wrong_protocol_is_wrong():
     """A mutant in place of the verb: what the campaign runs must see it."""
-    good = table.recorded("other associated data", Geometry(sector=4096))
+    good = recorded("other associated data", Geometry(sector=4096))
     one = [write for epoch in good.epochs for write in epoch]
-    torn = type(good)(good.geometry, good.before, [one], good.after)
-    found = table._examined(Cell(REAL, "x"), torn, table.Examiner(table.SECRETS, reconcile=False))
+    torn = Recorded(good.geometry, good.before, [one], good.after)
+    found = examined(Cell(REAL, "x"), torn, Examiner(SECRETS, reconcile=False))
     assert wrong([found]) != []
 
 

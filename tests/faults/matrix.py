@@ -8,20 +8,27 @@ planted at one of them; the same verb on the same volume makes the same writes u
 import copy
 import errno
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from luksrotd.errors import LuksrotdError, Outcome
 from luksrotd.luks2.pair import Pair, parse_pair
 from luksrotd.rotation.view import view
 from tests.support.crash import Enumeration
 from tests.support.crashjudge import SEED, Judge, Scenario, record
+from tests.support.crashverbs import ORDINARY, Verb, enroll
+from tests.support.crashverbs import VERBS as CRASH_VERBS
 from tests.support.simdisk import Faults, Operation, SimDisk, Write, epochs_of
-from tests.support.simulation import Simulation
-from tests.support.verbs import VERBS, reconcile
+from tests.support.simengine import make_volume
+from tests.support.simulation import Simulation, run
 
 SECTOR = 512
+VERBS: Final[Mapping[str, Verb]] = {
+    **CRASH_VERBS,
+    "scrub": Verb(lambda simulation: run(simulation.volumes.scrub(simulation.ref)), enroll),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +61,21 @@ class Row:
 def row(name: str) -> Row:
     """The row of that verb, recorded."""
     verb = VERBS[name]
-    scenario = record(verb.before(), verb.operate)
+    prepared = Simulation(make_volume(ORDINARY))
+    verb.prepare(prepared)
+    scenario = record(prepared.disk.content, verb.operate, releases=verb.releases)
     undisturbed, mended = Simulation(scenario.before), Simulation(scenario.before)
     verb.operate(undisturbed)
-    reconcile(mended)
+    mended.reconcile()
     return Row(scenario, undisturbed.disk.log, Judge(scenario), mended.pair, verb.operate)
 
 
 def write_faults(log: Sequence[Operation]) -> Iterator[Fault]:
-    """Each write in turn: an I/O error, no space, one sector short, half of it."""
+    """Each write in turn: an I/O error, no space, only one sector, all but one sector."""
+    ways = {"EIO": (errno.EIO, 0), "ENOSPC": (errno.ENOSPC, 0), "one sector": (0, SECTOR), "but one": (0, -SECTOR)}
     for number, at, size in _writes(log):
-        half = max(SECTOR, size // 2 // SECTOR * SECTOR)
-        ways = {"EIO": (errno.EIO, 0), "ENOSPC": (errno.ENOSPC, 0), "short": (errno.EIO, SECTOR)}
-        for what, (error, arrived) in {**ways, "half": (errno.EIO, half), "all but one": (0, size - SECTOR)}.items():
+        for what, (error, arrives) in ways.items():
+            arrived = arrives % size if arrives else 0
             yield Fault(f"write {number}: {what}", at, functools.partial(_fail_write, number, error, arrived))
 
 
@@ -154,8 +163,8 @@ def leaks(simulation: Simulation) -> list[str]:
 def _reconciled(this: Row, disk: SimDisk) -> list[str]:
     """The fault has gone, the machine has not been restarted: reconcile here and now.
 
-    Crashes in it that share an epoch with what was never flushed are judged one by one; later ones are like those in
-    any reconcile.
+    Crashes in it that share an epoch with a header that was never flushed are judged one by one; later ones are like
+    those in any reconcile.
     """
     if disk.cached == disk.durable:
         return []  # as after a restart
@@ -172,8 +181,9 @@ def _reconciled(this: Row, disk: SimDisk) -> list[str]:
     if disk.medium()[:headers] != disk.content[:headers]:
         wrong.append("the page cache still shows another header than the medium holds")
     crashes = Enumeration(base, epochs_of([*dirty, *disk.log[logged:]]), headers)
-    first = (crash.image(crashes.starts[0], SECTOR) for crash in crashes.crashes([0]))
-    return wrong + [what for image in (*first, *crashes.starts) for what in this.judge.violations(image)]
+    shared = [0] if any(write.offset < headers for write in dirty) else []
+    first = (crash.image(crashes.starts[0]) for crash in crashes.crashes(shared))
+    return wrong + [what for image in (*first, *crashes.starts) for what in this.judge.violations(image, 0)]
 
 
 def _writes(log: Sequence[Operation]) -> Iterator[tuple[int, int, int]]:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from luksrotd import direct
-from luksrotd.errors import Outcome
+from luksrotd.errors import LuksrotdError, Outcome
 from luksrotd.host.blockdev import BlockDevices
 from luksrotd.host.locks import HostLocks
 from luksrotd.host.worker import WorkerEngine
@@ -130,16 +130,19 @@ def pair_on(path):
     """Both header copies as they are on the medium."""
     device = BlockDevices().open(DeviceRef(str(path)))
     try:
-        return parse_pair(device.read_medium(0, device.size))
+        return parse_pair(device.read_medium(0, 2 * HDR_SIZE).ljust(device.size, b"\0"))
     finally:
         device.close()
 
 
 def truth(before, path):
     """The outcome that the medium shows, where it held the header copies ``before``."""
-    if medium(path, len(before)) == before:
-        return Outcome.UNCHANGED
-    pair = pair_on(path)
+    try:
+        if medium(path, len(before)) == before:
+            return Outcome.UNCHANGED
+        pair = pair_on(path)
+    except LuksrotdError:
+        return Outcome.UNKNOWN
     if not pair.agree:
         return Outcome.UNKNOWN
     return Outcome.WIPE_PENDING if view(pair).pending else Outcome.COMMITTED

@@ -13,11 +13,10 @@ from luksrotd.host.locks import HostLocks
 from luksrotd.ports import Host
 from luksrotd.service.volume import Volumes
 from tests.contract.conftest import loop_device, open_descriptors
-from tests.faults.matrix import leaks, row
+from tests.faults.matrix import VERBS, leaks, row
 from tests.support.simdisk import SimDevice
 from tests.support.simlocks import Level
 from tests.support.simulation import Simulation
-from tests.support.verbs import VERBS
 
 
 def refused(name, simulation, error):

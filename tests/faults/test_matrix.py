@@ -3,8 +3,7 @@
 
 import pytest
 
-from tests.faults.matrix import disturb, flush_faults, pulls, row, write_faults
-from tests.support.verbs import VERBS
+from tests.faults.matrix import VERBS, disturb, flush_faults, pulls, row, write_faults
 
 KINDS = {"writes": write_faults, "flushes": flush_faults, "device gone": pulls}
 

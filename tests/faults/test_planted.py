@@ -26,24 +26,24 @@ def fresh(monkeypatch):
 
 
 def test_without_a_bug_nothing_is_found():
-    assert not found("", "rotate", write_faults, flush_faults)
+    assert not found("", "rotation", write_faults, flush_faults)
 
 
 @pytest.mark.parametrize("outcome", Outcome)
 def test_an_outcome_that_is_always_the_same(monkeypatch, outcome):
-    row("rotate")
+    row("rotation")
     monkeypatch.setattr(commit, "_truth", lambda plan, device: outcome)
-    assert found(f"{outcome} was told, but ", "rotate", write_faults, flush_faults, pulls)
+    assert found(f"{outcome} was told, but ", "rotation", write_faults, flush_faults, pulls)
 
 
 def test_an_outcome_that_is_read_off_the_page_cache(monkeypatch):
-    row("rotate")
+    row("rotation")
     monkeypatch.setattr(commit, "_truth", lambda plan, device: plan.outcome(device.read(0, len(plan.base))))
-    assert found(" was told, but unknown-reconcile-needed is true", "rotate", flush_faults)
+    assert found(" was told, but unknown-reconcile-needed is true", "rotation", flush_faults)
 
 
 def test_a_flush_that_is_tried_again(monkeypatch):
-    row("rotate")
+    row("rotation")
 
     def write(step, device):
         for each in step.writes:
@@ -55,11 +55,11 @@ def test_a_flush_that_is_tried_again(monkeypatch):
             device.flush()
 
     monkeypatch.setattr(commit, "_write", write)
-    assert found("no error", "rotate", flush_faults)
+    assert found("no error", "rotation", flush_faults)
 
 
 def test_a_write_that_is_tried_again(monkeypatch):
-    row("rotate")
+    row("rotation")
 
     def write(step, device):
         for each in step.writes:
@@ -70,16 +70,16 @@ def test_a_write_that_is_tried_again(monkeypatch):
         device.flush()
 
     monkeypatch.setattr(commit, "_write", write)
-    assert found("1 writes and flushes after the one that failed", "rotate", write_faults)
+    assert found("1 writes and flushes after the one that failed", "rotation", write_faults)
 
 
 def test_a_reconcile_that_believes_in_what_was_never_flushed(monkeypatch):
-    row("set-data")
+    row("other associated data")
     monkeypatch.setattr(commit, "_settle", lambda plan, device: None)
-    assert found("cannot find a LUKS2 header", "set-data", write_faults)
+    assert found("cannot find a LUKS2 header", "other associated data", write_faults)
 
 
 def test_a_page_cache_that_is_believed(monkeypatch):
-    row("rotate")
+    row("rotation")
     monkeypatch.setattr(SimDevice, "read_medium", lambda self, offset, size: self.disk.medium()[offset : offset + size])
-    assert found("cache kept: ", "rotate", flush_faults)
+    assert found("cache kept: ", "rotation", flush_faults)

@@ -6,10 +6,9 @@ import pytest
 from luksrotd.errors import EngineCrashed, EngineError, EngineTimeout, LuksrotdError, NoFreeArea, Outcome
 from luksrotd.luks2.pair import parse_pair
 from luksrotd.rotation.view import view
-from tests.faults.matrix import leaks, row
+from tests.faults.matrix import VERBS, leaks, row
 from tests.support.simengine import opened_by
 from tests.support.simulation import MAIN, Simulation
-from tests.support.verbs import VERBS, reconcile
 
 FAILURES = (EngineCrashed, EngineError, EngineTimeout, NoFreeArea)
 
@@ -64,7 +63,7 @@ def test_it_works_again_afterwards(name):
         this.operate(simulation)
     simulation.engine.on_call = on_call
     this.operate(simulation)
-    assert reconcile(simulation).left == ()
+    assert simulation.reconcile().left == ()
     assert standing(simulation.disk.content) == standing(this.scenario.after)
     assert opened_by(simulation.disk.content, MAIN) == opened_by(this.scenario.after, MAIN)
 

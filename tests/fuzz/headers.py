@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Target: whole devices.  An input is a series of choices of what is altered in a good one; checksums are made right."""
+"""Target: whole devices.  An input is a series of choices of what is altered in a good one."""
 
 import atheris
 

@@ -79,9 +79,8 @@ def with_text(image: bytes, text: bytes, which: Iterable[Which] = BOTH) -> bytes
 
 def with_json(image: bytes, raw: Mapping[str, Any], which: Iterable[Which] = BOTH) -> bytes:
     """Another JSON object."""
-    return with_text(
-        image, json.dumps(raw, separators=(",", ":"), ensure_ascii=False).encode(errors="surrogatepass"), which
-    )
+    text = json.dumps(raw, separators=(",", ":"), ensure_ascii=False)
+    return with_text(image, text.encode(errors="surrogatepass"), which)
 
 
 def edited(image: bytes, edit: Edit, which: Iterable[Which] = BOTH) -> bytes:

@@ -11,30 +11,30 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
+from operator import methodcaller
 from typing import Any, Final
 
 from luksrotd.cryptsetup.api import Context
-from luksrotd.errors import EngineError, FormatError, InvalidRequest, LuksrotdError
+from luksrotd.errors import MESSAGE_MAX, EngineError, LuksrotdError
 from luksrotd.luks2 import jsontext, layout, metadata
-from luksrotd.luks2.areas import Extent, overlapping
+from luksrotd.luks2.areas import overlapping
 from luksrotd.luks2.metadata import Token
-from luksrotd.luks2.pair import HeaderCopy, Pair, read_pair
+from luksrotd.luks2.pair import parse_pair, read_pair
 from luksrotd.names import TOKEN_TYPE, WIPE_TOKEN_TYPE
-from luksrotd.rotation import adoption, keys, lineage, policy, reconcile, staging, wire
+from luksrotd.rotation import adoption, keys, lineage, policy, reconcile, restore, staging, wire
 from luksrotd.rotation import token as tokens
 from luksrotd.rotation.adoption import AdoptRequest, RecreateRequest
 from luksrotd.rotation.change import Change
 from luksrotd.rotation.draft import Draft
 from luksrotd.rotation.edits import PBKDF_FOR_RANDOM_KEYS, AddKeyslot, SetToken, from_wire, to_wire
 from luksrotd.rotation.keys import EnrollRequest, RotateRequest
-from luksrotd.rotation.preview import preview
+from luksrotd.rotation.preview import preview, restored
 from luksrotd.rotation.staging import StageRequest
+from luksrotd.rotation.token import Group
 from luksrotd.rotation.view import DeviceView, view
 
 NOW: Final = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 DATA: Final = {"ref": "vault/9"}
-#: Longest message that hostile input may bring forth, in characters.
-MESSAGE_MAX: Final = 3000
 #: Keys and keyslots of a hostile header on which every verb is tried: enough for every branch.
 TRIED: Final = 4
 
@@ -62,9 +62,11 @@ def seen_in(headers: bytes, size: int) -> DeviceView | None:
     def read(offset: int, length: int) -> bytes:
         return headers[offset : min(offset + length, size)].ljust(length, b"\0")
 
-    with refusals():
+    try:
         return view(read_pair(read, size))
-    return None
+    except LuksrotdError as error:
+        check_message(error.message)
+        return None
 
 
 def check_header(headers: bytes, size: int) -> DeviceView | None:
@@ -78,6 +80,35 @@ def check_header(headers: bytes, size: int) -> DeviceView | None:
         assert read is not None, f"libcryptsetup rejects a header on which we would do {[*changes, 'heal'][0]}"
         assert read == seen.metadata.raw, "libcryptsetup reads the header otherwise than we"
     return seen
+
+
+def check_backup(image: bytes, content: bytes) -> None:
+    """A backup file for the volume in ``image``: refused, or libcryptsetup reads the header that it makes as we do."""
+    seen = view(parse_pair(image))
+    areas = {area: image[area.offset : area.end] for area in seen.pair.referenced}
+    with refusals():
+        backup = restore.read_backup(content)
+        decisions: tuple[Callable[[], Change], ...] = (
+            partial(restore.prepare, seen, areas, backup, prove=True),
+            partial(restore.prepare_lost, bytes(len(seen.pair.raw)), backup),
+        )
+        for prepare in decisions:
+            with refusals():
+                change = prepare()
+                if change.start is None:
+                    continue
+                headers, metadata = change.start.pair.raw, change.start.metadata
+                assert libcryptsetup_reads(headers, len(image)) == metadata.raw
+                assert set(change.start.areas) == set(metadata.areas)
+                assert {key.token.name for key in view(change.start.pair).keys} == {
+                    key.token.name for key in backup.view.keys
+                }
+                restored(seen, change, change.start)
+        change = restore.prepare(seen, areas, backup)
+        if change.start is not None:
+            for area in change.start.areas:
+                taken = [other for other in seen.pair.referenced if other.overlaps(area)]
+                assert taken in ([], [area])
 
 
 def libcryptsetup_reads(headers: bytes, size: int) -> Mapping[str, Any] | None:
@@ -120,7 +151,8 @@ def check_change(seen: DeviceView, change: Change) -> None:
     assert all(edit.keyslot not in there.keyslots for edit in change.added)
     assert all(keyslot in there.keyslots for keyslot in change.destroyed)
     for extent in change.wipe:
-        assert space.contains(extent) and not overlapping(extent, seen.pair.referenced), f"wipes {extent}"
+        assert space.contains(extent), f"wipes {extent}"
+        assert not overlapping(extent, seen.pair.referenced), f"wipes {extent}"
     for edit in (*change.edits, *change.closing):
         if isinstance(edit, SetToken):
             assert 0 <= edit.token < layout.TOKENS_MAX or edit.token in there.tokens
@@ -131,23 +163,24 @@ def _decisions(seen: DeviceView) -> Iterator[tuple[str, Decide]]:
     keyslots = sorted(seen.metadata.keyslots)[:TRIED]
     yield "repair", lambda: reconcile.repair(seen)
     yield "enroll", lambda: keys.enroll(seen, EnrollRequest(DATA, NOW, PBKDF_FOR_RANDOM_KEYS, "fresh"))
+    groups = {key.token.name: key.token.group.id for key in seen.keys if key.token.group}
     for name in sorted({key.token.name for key in seen.keys})[:TRIED]:
         rotation = RotateRequest(None, NOW, PBKDF_FOR_RANDOM_KEYS, name)
         yield f"rotate {name}", partial(keys.rotate, seen, rotation)
         yield f"remove {name}", partial(keys.remove, seen, name)
         yield f"set-data {name}", partial(keys.set_data, seen, name, DATA)
-        yield f"stage {name}", partial(staging.stage, seen, StageRequest(rotation, NOW, "set"))
-        yield f"finish {name}", partial(staging.finish, seen, name)
-        yield f"abort {name}", partial(staging.abort, seen, name)
+        yield f"stage {name}", partial(staging.stage, seen, StageRequest(rotation, NOW, Group("set", 2)))
+        yield f"finish {name}", partial(staging.finish, seen, name, group=groups.get(name))
+        yield f"abort {name}", partial(staging.abort, seen, name, group=groups.get(name))
         yield f"release {name}", partial(adoption.release, seen, name)
         for keyslot in (None, *keyslots[:2]):
             request = RecreateRequest(None, NOW, PBKDF_FOR_RANDOM_KEYS, name, keyslot)
             yield f"recreate {name} {keyslot}", partial(adoption.recreate, seen, request)
     for keyslot in keyslots:
         yield f"adopt {keyslot}", partial(adoption.adopt, seen, AdoptRequest(keyslot, DATA, NOW, "taken"))
-        yield f"destroy {keyslot}", partial(_draft, seen, lambda draft, number=keyslot: draft.destroy_keyslot(number))
+        yield f"destroy {keyslot}", partial(_draft, seen, methodcaller("destroy_keyslot", keyslot))
     for number in sorted(seen.metadata.tokens)[:TRIED]:
-        yield f"remove token {number}", partial(_draft, seen, lambda draft, which=number: draft.remove_token(which))
+        yield f"remove token {number}", partial(_draft, seen, methodcaller("remove_token", number))
     new = {"type": "other", "keyslots": [str(keyslot) for keyslot in keyslots]}
     yield "set token", partial(_draft, seen, lambda draft: draft.set_token(new))
 
@@ -204,9 +237,3 @@ def check_wire(line: bytes) -> None:
 def exact(value: object) -> str:
     """JSON text in which 1, 1.0 and true differ, and the order of members does not."""
     return json.dumps(value, sort_keys=True)
-
-
-__all__ = [
-    "Extent", "FormatError", "HeaderCopy", "InvalidRequest", "Pair", "check_change", "check_decisions", "check_header",
-    "check_message", "check_text", "check_token", "check_wire", "exact", "libcryptsetup_reads", "refusals", "seen_in",
-]  # fmt: skip

@@ -16,7 +16,7 @@ from luksrotd.luks2 import layout
 from luksrotd.luks2.areas import Extent
 from tests.support.crash import Image
 from tests.support.crashverbs import described
-from tests.support.oracle import Libcryptsetup, Loaded
+from tests.support.libcryptsetup import Libcryptsetup, Loaded
 
 #: Secrets that somebody remembers; all others are backup keys, which only their token can lead to.
 REMEMBERED = frozenset({"main", "other"})
@@ -112,9 +112,9 @@ class Classifier:
         for kind, there in ((Leftover.INTACT, self._old), (Leftover.GHOST, self._new)):
             for area, material in there.items():
                 free = not any(area.overlaps(other) for other in areas)
-                if free and not any(other.contains(area) for other in recorded):
-                    if _digest(loaded.image, area) == material:
-                        yield kind, f"area at {area.offset}"
+                unsaid = free and not any(other.contains(area) for other in recorded)
+                if unsaid and _digest(loaded.image, area) == material:
+                    yield kind, f"area at {area.offset}"
 
     def _areas(self, image: Image, loaded: Loaded) -> dict[Extent, str]:
         """The material of each keyslot."""

@@ -17,6 +17,8 @@ from tests.support import forge
 Json = dict[str, Any]
 Path = tuple[str | int, ...]
 
+#: What is read differently by different readers of JSON.
+PIECES: Final = (b'"', b"\\", b"/**/", b"\0", b"{", b"}", b"[", b",", b"NaN", b"\\u0000", b"\\ud800", b"e9", b"'")
 #: Where numbers are cut off, one beside it, and what C and Python read differently.
 NUMBERS: Final = (
     0, 1, 2, 31, 32, 33, 127, 128, 129, 511, 512, 513, 4095, 4096, 4097, 12288, 16384, 32768, 36864, 65536,
@@ -105,7 +107,7 @@ def altered_json(rng: Random, raw: Any) -> Any:
         return any_value(rng)
     path = rng.choice(places)
     holder, key = _holder(raw, path)
-    kind = rng.randrange(8)
+    kind = rng.randrange(9)
     if kind < 2:
         holder[key] = near(rng, holder[key])
     elif kind < 4:
@@ -115,6 +117,8 @@ def altered_json(rng: Random, raw: Any) -> Any:
     elif kind == 5:
         source, name = _holder(raw, rng.choice(places))
         holder[key] = copy.deepcopy(source[name])
+    elif kind == 8:
+        holder[key] = {"a": holder[key]} if rng.random() < 0.5 else [holder[key]]
     elif isinstance(holder, dict):
         value = copy.deepcopy(holder[key]) if kind == 6 else any_value(rng)
         holder[rng.choice((*NAMES, str(rng.randrange(33))))] = value
@@ -133,10 +137,7 @@ def altered_bytes(rng: Random, data: bytes) -> bytes:
     if kind == 1:
         return data[:at] + data[at : at + length] + data[at:]
     if kind == 2:
-        token = rng.choice(
-            (b'"', b"\\", b"/**/", b"\0", b"{", b"}", b"[", b",", b"NaN", b"\\u0000", b"\\ud800", b"e9", b"'")
-        )
-        return data[:at] + token + data[at:]
+        return data[:at] + rng.choice(PIECES) + data[at:]
     return data[:at] + rng.randbytes(length) + data[at + length :]
 
 

@@ -10,15 +10,17 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from tests.support.crash import Epoch
 from tests.support.crashverbs import NEW_DATA, OLD_DATA, SECRETS, VERBS
 from tests.support.makeimage import PBKDF, add_key, import_token
 from tests.support.realvolume import Geometry, RealSimulation, Recorded, base_volume
 from tests.support.recorder import record
-from tests.support.simdisk import Write
 from tests.support.simulation import MAIN, OLD
+
+if TYPE_CHECKING:
+    from tests.support.crash import Epoch
+    from tests.support.simdisk import Write
 
 ESCROW: Final = {"type": "escrow", "keyslots": ["2"], **OLD_DATA}
 

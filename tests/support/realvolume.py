@@ -233,7 +233,7 @@ def prepared(verb: str, metadata: int = 16, bits: int = 512, sector: int = 512, 
 
 
 @functools.lru_cache(maxsize=64)
-def recorded(verb: str, geometry: Geometry = Geometry()) -> Recorded:  # noqa: B008 - immutable
+def recorded(verb: str, geometry: Geometry = Geometry()) -> Recorded:
     """A verb's operation on a real volume on the real ports."""
     detached = geometry.carrier == "detached"
     before = prepared(verb, geometry.metadata, geometry.bits, geometry.sector, detached=detached)

@@ -36,6 +36,20 @@ def test_each_leaf_carries_message_and_outcome(leaf):
     assert leaf("cannot do it", outcome=errors.Outcome.UNKNOWN).outcome is errors.Outcome.UNKNOWN
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cannot use é “x”", "cannot use é “x”"),
+        ("cannot use \x1b[31m\na\0b", "cannot use ?[31m?a?b"),
+        ("c" * errors.MESSAGE_MAX, "c" * errors.MESSAGE_MAX),
+        ("c" * (errors.MESSAGE_MAX + 1), "c" * (errors.MESSAGE_MAX - 1) + "…"),
+    ],
+)
+def test_a_message_is_bounded_and_harmless_whatever_is_on_the_disk(text, message):
+    error = errors.FormatError(text)
+    assert str(error) == error.message == message
+
+
 def test_leaves_finds_every_class_with_a_code_under_its_code():
     declared = {
         cls.__dict__["code"]: cls

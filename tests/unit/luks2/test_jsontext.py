@@ -38,3 +38,15 @@ def test_walk_counts_levels_and_finds_names():
 @pytest.mark.parametrize("value", ["é😀", "", 0, True, None, -(2**63), 2**64 - 1, 1.5, [], {}])
 def test_no_trouble_with_what_json_c_keeps(value):
     assert jsontext.trouble(value) == ""
+
+
+@pytest.mark.parametrize("value", ["0", "[]", "{}", '{"a":0}'])
+def test_too_many_values_are_refused_before_they_are_made(value):
+    most = jsontext.VALUES_MAX // sum(value.count(sign) + (sign == ",") for sign in ",:[{")
+    assert jsontext.load(area(value, most - 10))
+    with pytest.raises(FormatError, match="too many values"):
+        jsontext.load(area(value, most + 10))
+
+
+def area(value: str, times: int) -> bytes:
+    return b'{"x":[%s]}\0' % ",".join([value] * times).encode()

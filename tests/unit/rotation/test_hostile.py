@@ -5,23 +5,27 @@ from dataclasses import replace
 
 import pytest
 
-from luksrotd.errors import ConsistencyError, InvalidRequest
+from luksrotd.errors import MESSAGE_MAX, ConsistencyError, EngineError, InvalidRequest
+from luksrotd.luks2 import jsontext
 from luksrotd.luks2.metadata import Token
 from luksrotd.rotation import token as tokens
+from luksrotd.rotation import wire
+from luksrotd.rotation.draft import Draft
 from luksrotd.rotation.edits import AddKeyslot, Pbkdf, RemoveToken, SetToken, from_wire, to_wire
 from luksrotd.rotation.keys import rotate
 from luksrotd.rotation.plan import plan_commit
+from luksrotd.rotation.preview import preview
+from luksrotd.rotation.reconcile import diagnose
 from tests.support import forge
 from tests.support.planning import ROTATE, noise, shadowed, volume
 
 COST = {"type": "argon2id", "hash": None, "iterations": 4, "memory_kib": None, "parallel": None}
 
 
-@pytest.mark.parametrize("member", ["fingerprint", "group"])
-def test_an_empty_text_in_a_token_is_not_dropped_when_it_is_written_again(member):
-    raw = {"type": "luksrotd", "keyslots": ["1"], "name": "backup", "generation": 1, "data": {}, member: ""}
+def test_an_empty_fingerprint_is_not_dropped_when_a_token_is_written_again():
+    raw = {"type": "luksrotd", "keyslots": ["1"], "name": "backup", "generation": 1, "data": {}, "fingerprint": ""}
     found = tokens.parse(Token(0, "luksrotd", (1,), raw))
-    assert tokens.body(found)[member] == ""
+    assert tokens.body(found)["fingerprint"] == ""
 
 
 @pytest.mark.parametrize(
@@ -51,7 +55,9 @@ def test_the_cost_that_the_others_start_from_is_read():
     ("part", "member", "value"),
     [
         (None, "x", 1),
+        (None, "priority", 2),
         ("af", "x", 1),
+        ("af", "priority", 2),
         ("area", "x", 1),
         ("af", "stripes", 1),
         ("area", "encryption", "cipher_null-ecb"),
@@ -71,3 +77,30 @@ def test_a_new_keyslot_that_is_none_of_ours_is_not_explained(part, member, value
     assert plan_commit(forge.pair_of(image), change, shadow, noise)
     with pytest.raises(ConsistencyError, match=f"keyslot {number}"):
         plan_commit(forge.pair_of(image), change, mad, noise)
+
+
+def test_a_keyslot_of_an_unknown_type_may_have_anything_as_its_kdf():
+    image = forge.edited(volume(), lambda raw: raw["keyslots"]["0"].update(type="x", kdf="y"))
+    seen = forge.view_of(image)
+    draft = Draft(seen)
+    draft.destroy_keyslot(0)
+    removed = next(one for one in preview(seen, draft.change()) if one.what == "keyslot")
+    assert (removed.name, removed.before["pbkdf"]) == ("0", "")
+
+
+@pytest.mark.parametrize("flag", ["\x1b[2J\n", "x" * 6000])
+def test_a_requirement_cannot_make_a_finding_long_or_harmful(flag):
+    image = forge.edited(volume(), lambda raw: raw["config"].update(requirements={"mandatory": [flag]}))
+    messages = [finding.message for finding in diagnose(forge.view_of(image))]
+    assert messages
+    assert all(len(message) <= MESSAGE_MAX and message.isprintable() for message in messages)
+
+
+def test_a_line_of_many_small_values_is_refused_before_they_are_made():
+    """A worker may have fallen to the header that it parses: what it says must not cost the daemon its memory."""
+    most = jsontext.VALUES_MAX
+    assert wire.result_of(b'{"ok":true,"result":[%s0]}' % (b"0," * (most - 10)))
+    with pytest.raises(EngineError, match="too many values"):
+        wire.decode(b'{"ok":true,"result":[%s0]}' % (b"0," * most))
+    with pytest.raises(InvalidRequest, match="too many values"):
+        wire.encode({"body": [0] * most})
