@@ -10,7 +10,7 @@ from tests.support.crashverbs import SECRETS
 from tests.support.examination import Examiner, complaint
 from tests.support.forge import Json
 from tests.support.leftovers import Classifier, Leftover, tally
-from tests.support.libcryptsetup import Libcryptsetup
+from tests.support.oracle import Libcryptsetup
 from tests.support.peers import PEERS, observed
 from tests.support.realvolume import Geometry, Recorded, prepared, recorded
 from tests.support.simdisk import Write

@@ -8,7 +8,7 @@ from luksrotd.rotation.protocol import Phase
 from tests.support.crash import Enumeration, Epoch, merged, moved, swapped
 from tests.support.crashverbs import SECRETS, VERBS
 from tests.support.examination import Examiner, complaint
-from tests.support.libcryptsetup import Libcryptsetup, Oracle
+from tests.support.oracle import Libcryptsetup, Oracle
 from tests.support.realvolume import Geometry, recorded
 
 DEFAULT = Geometry()

@@ -9,7 +9,7 @@ from luksrotd.rotation.view import view
 from tests.support.crash import Enumeration, Image
 from tests.support.crashjudge import Outline, misplaced_writes, pair_of
 from tests.support.leftovers import Classifier, Instance, Leftover, Tally
-from tests.support.libcryptsetup import Libcryptsetup, Oracle
+from tests.support.oracle import Libcryptsetup, Oracle
 from tests.support.realvolume import RealSimulation, Recorded
 
 SEED = 99

@@ -16,7 +16,7 @@ from luksrotd.luks2 import layout
 from luksrotd.luks2.areas import Extent
 from tests.support.crash import Image
 from tests.support.crashverbs import described
-from tests.support.libcryptsetup import Libcryptsetup, Loaded
+from tests.support.oracle import Libcryptsetup, Loaded
 
 #: Secrets that somebody remembers; all others are backup keys, which only their token can lead to.
 REMEMBERED = frozenset({"main", "other"})
