@@ -219,6 +219,14 @@ class Transactor:
                 _fill(shadow, snapshot)
                 return await session.unlock()
 
+    async def check_volume_key(self, ref: DeviceRef, source: SecretSource) -> None:
+        """Raise ``WrongCredential`` unless the secret is the volume key, tried on a shadow."""
+        async with self.opened(ref) as device:
+            snapshot = await self._snapshot(ref, device, no_areas)
+            async with self._session(snapshot.pair.length, {VOLUME_KEY: source}) as (shadow, session):
+                _fill(shadow, snapshot)
+                await session.take_volume_key()
+
     async def opens(self, ref: DeviceRef, keyslot: Callable[[DeviceView], int], source: SecretSource) -> bool:
         """Whether the secret opens the keyslot that ``keyslot`` picks, tried on a shadow."""
         async with self.opened(ref) as device:
@@ -450,7 +458,9 @@ def _fill(shadow: Shadow, snapshot: Snapshot) -> None:
 
 async def unlock(session: EngineSession, change: Change, *, volume_key: bool) -> None:
     """Get the volume key; if keyslots go, by a credential that opens one of those that stay."""
-    if volume_key and change.survivors is None:
+    if volume_key and change.survivors is not None:
+        raise InvalidRequest("cannot remove a keyslot by the volume key: show the passphrase of a keyslot that stays")
+    if volume_key:
         return await session.take_volume_key()
     opened = await session.unlock()
     if change.survivors is None or opened in change.survivors:
