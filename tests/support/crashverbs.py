@@ -183,9 +183,14 @@ def _backup_then(*changes: Callable[[Simulation], object]) -> Callable[[Simulati
     return prepare
 
 
+def backup_for(headers: bytes) -> bytes:
+    """The backup that a prepared volume with these header bytes is to get."""
+    return _BACKUPS[headers]
+
+
 def _restore(simulation: Simulation) -> None:
     files = SimFiles()
-    files.content["backup"] = _BACKUPS[run(simulation.volumes.look(simulation.ref)).pair.raw]
+    files.content["backup"] = backup_for(run(simulation.volumes.look(simulation.ref)).pair.raw)
     headers = Headers(simulation.host, files)
     run(headers.restore(simulation.ref, run(headers.compare(simulation.ref, "backup"))))
 
