@@ -8,18 +8,25 @@ PYTHON ?= $(firstword $(foreach python,/usr/bin/python3 python3,$(shell \
 DEPS ?= packaging/install-deps
 # Further arguments for pytest in `make test`.
 PYTEST_ARGS ?=
+# How long `make fuzz` takes for each target; or, if FUZZ_RUNS is set, how many inputs, always the same ones.
+FUZZ_SECONDS ?= 300
+FUZZ_RUNS ?=
+# Which of the targets (tests/fuzz); all if none is named.
+FUZZ_TARGETS ?=
 
 PIP = .venv/bin/python -m pip --quiet --disable-pip-version-check --no-input install
 LOCKED = --require-hashes --no-build-isolation
 
 MAN_PAGES = $(patsubst docs/man/%.scd,build/man/%,$(wildcard docs/man/*.scd))
 
-.PHONY: help deps venv venv-dev demo test check man lock clean
+.PHONY: help deps venv venv-dev venv-fuzz demo test test-trixie fuzz check man lock clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo    show what luksrotd does'
 	@echo 'make test    run all tests'
+	@echo 'make test-trixie  run all tests on Debian 13, in a folder of its own; as root, with mmdebstrap'
+	@echo 'make fuzz    fuzz what reads a header, a token, a shadow, a line of a worker'
 	@echo 'make check   run the formatter, the linters and the type checker'
 	@echo 'make man     build the man pages into build/man'
 	@echo 'make venv    only set up .venv with luksrotd in it'
@@ -31,6 +38,7 @@ deps:
 
 venv: .venv/luksrotd.stamp
 venv-dev: .venv/dev.stamp
+venv-fuzz: .venv/fuzz.stamp
 
 # The stamps lie in .venv, so that they go with it.  Build requirements come first, and as wheels, so that
 # whatever is built after them is built with what is locked.
@@ -53,6 +61,12 @@ venv-dev: .venv/dev.stamp
 	$(PIP) $(LOCKED) -r $<
 	@touch $@
 
+# From wheels only: to build atheris takes a clang with libFuzzer.
+.venv/fuzz.stamp: packaging/requirements-fuzz.lock .venv/dev.stamp
+	$(PIP) --require-hashes --only-binary :all: -r $< || { \
+		echo 'cannot set up fuzzing: atheris has no wheel for this machine or this Python; make test needs none' >&2; exit 1; }
+	@touch $@
+
 demo: deps venv
 	.venv/bin/python -m tests.demo
 
@@ -62,10 +76,17 @@ demo: deps venv
 test: deps venv-dev
 	.venv/bin/python -m pytest --cov --tb=native --hypothesis-profile=ci $(PYTEST_ARGS)
 
+# The same on Debian 13: libcryptsetup 2.7, Python 3.13, systemd 257, polkit 126.
+test-trixie:
+	packaging/in-debian trixie make test PYTEST_ARGS='$(PYTEST_ARGS)'
+
+fuzz: deps venv-fuzz
+	.venv/bin/python -m tests.fuzz $(if $(FUZZ_RUNS),--runs $(FUZZ_RUNS),--seconds $(FUZZ_SECONDS)) $(FUZZ_TARGETS)
+
 check: deps venv-dev
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
-	.venv/bin/mypy luksrotd tests/support
+	.venv/bin/mypy luksrotd tests/support tests/fuzz
 	.venv/bin/lint-imports
 
 man: deps $(MAN_PAGES)
@@ -78,7 +99,7 @@ build/man/%: docs/man/%.scd
 lock: deps
 	$(PYTHON) -m venv --clear build/lock
 	build/lock/bin/python -m pip --quiet --disable-pip-version-check install uv
-	cd packaging && for name in requirements-build requirements requirements-dev; do \
+	cd packaging && for name in requirements-build requirements requirements-dev requirements-fuzz; do \
 		../build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 			--no-annotate --custom-compile-command 'make lock' --output-file $$name.lock $$name.in || exit; \
 	done

@@ -116,7 +116,7 @@ def _check_added(added: Keyslot, edit: AddKeyslot, before: Metadata) -> None:
     if added.type != "luks2" or added.key_size not in sizes or added.priority == layout.PRIORITY_IGNORE:
         _reject(f"the type, key size or priority of keyslot {edit.keyslot}")
     parts = {"": added.raw, "af": added.raw["af"], "area": added.raw["area"]}
-    if any(parts[name].keys() - {"priority"} != members for name, members in _KEYSLOT_MEMBERS.items()):
+    if any(parts[name].keys() != members for name, members in _KEYSLOT_MEMBERS.items()):
         _reject(f"the members of keyslot {edit.keyslot}")
     if added.raw["af"]["stripes"] != layout.STRIPES or "null" in added.raw["area"]["encryption"]:
         _reject(f"the protection of keyslot {edit.keyslot}")

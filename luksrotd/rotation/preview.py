@@ -141,8 +141,8 @@ def keyslot_summary(view: DeviceView, keyslot: int) -> Mapping[str, Any]:
 
 
 def _summary(slot: Keyslot) -> Mapping[str, Any]:
-    kdf = slot.raw.get("kdf", {})
-    return {"type": slot.type, "pbkdf": kdf.get("type", ""), "offset": slot.area.offset, "size": slot.area.size}
+    kdf = slot.raw["kdf"]["type"] if slot.kdf_salt is not None else ""
+    return {"type": slot.type, "pbkdf": kdf, "offset": slot.area.offset, "size": slot.area.size}
 
 
 def _wiped(extent: Extent) -> Difference:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-TARGETS = ("headers", "metadata", "tokens", "plans", "wire")
+TARGETS = ("headers", "metadata", "tokens", "plans", "backups", "wire")
 BUILD = Path(__file__).parents[2] / "build" / "fuzz"
 #: What one input may take, in seconds and MiB, before it is called a hang or a leak.
 LIMITS = ("-timeout=120", "-rss_limit_mb=1024", "-max_len=4096")
@@ -38,7 +38,8 @@ def fuzz(target: str, options: argparse.Namespace) -> bool:
     """Whether no input of the target failed."""
     with tempfile.TemporaryDirectory() as fresh:
         corpus = BUILD / target if options.runs is None else Path(fresh)
-        corpus.mkdir(parents=True, exist_ok=True)
+        for folder in (BUILD, corpus):
+            folder.mkdir(parents=True, exist_ok=True)
         bound = [f"-max_total_time={options.seconds}"] if options.runs is None else [f"-runs={options.runs}", "-seed=1"]
         command = [sys.executable, "-m", f"tests.fuzz.{target}"]
         shown = (*bound, *LIMITS, "-print_final_stats=1", f"-artifact_prefix={BUILD}/{target}-")

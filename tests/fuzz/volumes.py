@@ -4,10 +4,11 @@
 from typing import Final
 
 from luksrotd.luks2.areas import Extent
+from luksrotd.luks2.jsontext import DEPTH_MAX
 from luksrotd.rotation import token as tokens
 from tests.support import forge
 from tests.support.planning import KEEP, OLD, volume
-from tests.support.simengine import make_volume
+from tests.support.simengine import HDR_SIZE, make_volume
 
 RECOVERY: Final = {"type": "systemd-recovery", "keyslots": ["0"]}
 FREED: Final = Extent(45056, 4096)
@@ -25,6 +26,19 @@ def _stepwise() -> bytes:
     return forge.with_token(image, 2, 1, generation=2, retires=["0"], adopted=RECOVERY)
 
 
+def _crashed() -> bytes:
+    """The secondary copy is newer, and says something else."""
+    return forge.put(volume(), HDR_SIZE, forge.newer(_staged(), forge.BOTH)[HDR_SIZE : 2 * HDR_SIZE])
+
+
+def _deep() -> bytes:
+    """As deep as json-c reads."""
+    data: dict[str, object] = {}
+    for _ in range(DEPTH_MAX - 4):
+        data = {"a": data}
+    return forge.with_token(volume(), 1, data=data)
+
+
 def _foreign() -> bytes:
     record = tokens.record([FREED])
     return forge.edited(volume(), lambda raw: raw["tokens"].update({"4": RECOVERY, "5": record}))
@@ -37,4 +51,6 @@ VOLUMES: Final = (
     _staged(),
     _stepwise(),
     _foreign(),
+    _crashed(),
+    _deep(),
 )

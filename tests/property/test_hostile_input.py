@@ -52,6 +52,11 @@ def test_two_copies_of_two_headers(image, other, by):
     assert hostile.check_header(mixed, len(mixed)) is not None
 
 
+@given(st.sampled_from(VOLUMES), st.sampled_from(VOLUMES), choices)
+def test_a_backup_altered_in_any_way(image, other, rng):
+    hostile.check_backup(image, mutation.altered(rng, other))
+
+
 @given(st.sampled_from(TOKENS), choices)
 def test_a_token_altered_in_any_way(token, rng):
     for _ in range(rng.randint(1, 3)):

@@ -19,16 +19,16 @@ from luksrotd.errors import MESSAGE_MAX, EngineError, LuksrotdError
 from luksrotd.luks2 import jsontext, layout, metadata
 from luksrotd.luks2.areas import overlapping
 from luksrotd.luks2.metadata import Token
-from luksrotd.luks2.pair import read_pair
+from luksrotd.luks2.pair import parse_pair, read_pair
 from luksrotd.names import TOKEN_TYPE, WIPE_TOKEN_TYPE
-from luksrotd.rotation import adoption, keys, lineage, policy, reconcile, staging, wire
+from luksrotd.rotation import adoption, keys, lineage, policy, reconcile, restore, staging, wire
 from luksrotd.rotation import token as tokens
 from luksrotd.rotation.adoption import AdoptRequest, RecreateRequest
 from luksrotd.rotation.change import Change
 from luksrotd.rotation.draft import Draft
 from luksrotd.rotation.edits import PBKDF_FOR_RANDOM_KEYS, AddKeyslot, SetToken, from_wire, to_wire
 from luksrotd.rotation.keys import EnrollRequest, RotateRequest
-from luksrotd.rotation.preview import preview
+from luksrotd.rotation.preview import preview, restored
 from luksrotd.rotation.staging import StageRequest
 from luksrotd.rotation.token import Group
 from luksrotd.rotation.view import DeviceView, view
@@ -80,6 +80,35 @@ def check_header(headers: bytes, size: int) -> DeviceView | None:
         assert read is not None, f"libcryptsetup rejects a header on which we would do {[*changes, 'heal'][0]}"
         assert read == seen.metadata.raw, "libcryptsetup reads the header otherwise than we"
     return seen
+
+
+def check_backup(image: bytes, content: bytes) -> None:
+    """A backup file for the volume in ``image``: refused, or libcryptsetup reads the header that it makes as we do."""
+    seen = view(parse_pair(image))
+    areas = {area: image[area.offset : area.end] for area in seen.pair.referenced}
+    with refusals():
+        backup = restore.read_backup(content)
+        decisions: tuple[Callable[[], Change], ...] = (
+            partial(restore.prepare, seen, areas, backup, prove=True),
+            partial(restore.prepare_lost, bytes(len(seen.pair.raw)), backup),
+        )
+        for prepare in decisions:
+            with refusals():
+                change = prepare()
+                if change.start is None:
+                    continue
+                headers, metadata = change.start.pair.raw, change.start.metadata
+                assert libcryptsetup_reads(headers, len(image)) == metadata.raw
+                assert set(change.start.areas) == set(metadata.areas)
+                assert {key.token.name for key in view(change.start.pair).keys} == {
+                    key.token.name for key in backup.view.keys
+                }
+                restored(seen, change, change.start)
+        change = restore.prepare(seen, areas, backup)
+        if change.start is not None:
+            for area in change.start.areas:
+                taken = [other for other in seen.pair.referenced if other.overlaps(area)]
+                assert taken in ([], [area])
 
 
 def libcryptsetup_reads(headers: bytes, size: int) -> Mapping[str, Any] | None:

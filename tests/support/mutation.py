@@ -107,7 +107,7 @@ def altered_json(rng: Random, raw: Any) -> Any:
         return any_value(rng)
     path = rng.choice(places)
     holder, key = _holder(raw, path)
-    kind = rng.randrange(8)
+    kind = rng.randrange(9)
     if kind < 2:
         holder[key] = near(rng, holder[key])
     elif kind < 4:
@@ -117,6 +117,8 @@ def altered_json(rng: Random, raw: Any) -> Any:
     elif kind == 5:
         source, name = _holder(raw, rng.choice(places))
         holder[key] = copy.deepcopy(source[name])
+    elif kind == 8:
+        holder[key] = {"a": holder[key]} if rng.random() < 0.5 else [holder[key]]
     elif isinstance(holder, dict):
         value = copy.deepcopy(holder[key]) if kind == 6 else any_value(rng)
         holder[rng.choice((*NAMES, str(rng.randrange(33))))] = value

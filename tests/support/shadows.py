@@ -175,8 +175,10 @@ def _alike(rng: Random, case: Case, result: ShadowResult) -> ShadowResult:
 
 def _moved(rng: Random, case: Case, result: ShadowResult) -> ShadowResult:
     """A keyslot, new or old, in another place or of another size, in all four copies alike."""
-    number, size = str(rng.randrange(4)), rng.choice((512, 4096, 4096, 8192, 65536))
-    offset = 32768 + 4096 * rng.randrange(-1, 10) + rng.choice((0, 0, 0, 512))
+    added = [edit.keyslot for edit in case.change.added]
+    number, size = str(rng.choice((*range(4), *added, *added))), rng.choice((512, 4096, 4096, 4096, 8192, 65536))
+    taken = [area.offset for area in forge.pair_of(case.image).referenced]
+    offset = rng.choice((*taken, 32768 + 4096 * rng.randrange(-1, 10))) + rng.choice((0, 0, 0, 0, 512))
 
     def edit(raw: Any) -> None:
         try:

@@ -10,9 +10,11 @@ from luksrotd.luks2 import jsontext
 from luksrotd.luks2.metadata import Token
 from luksrotd.rotation import token as tokens
 from luksrotd.rotation import wire
+from luksrotd.rotation.draft import Draft
 from luksrotd.rotation.edits import AddKeyslot, Pbkdf, RemoveToken, SetToken, from_wire, to_wire
 from luksrotd.rotation.keys import rotate
 from luksrotd.rotation.plan import plan_commit
+from luksrotd.rotation.preview import preview
 from luksrotd.rotation.reconcile import diagnose
 from tests.support import forge
 from tests.support.planning import ROTATE, noise, shadowed, volume
@@ -53,7 +55,9 @@ def test_the_cost_that_the_others_start_from_is_read():
     ("part", "member", "value"),
     [
         (None, "x", 1),
+        (None, "priority", 2),
         ("af", "x", 1),
+        ("af", "priority", 2),
         ("area", "x", 1),
         ("af", "stripes", 1),
         ("area", "encryption", "cipher_null-ecb"),
@@ -73,6 +77,15 @@ def test_a_new_keyslot_that_is_none_of_ours_is_not_explained(part, member, value
     assert plan_commit(forge.pair_of(image), change, shadow, noise)
     with pytest.raises(ConsistencyError, match=f"keyslot {number}"):
         plan_commit(forge.pair_of(image), change, mad, noise)
+
+
+def test_a_keyslot_of_an_unknown_type_may_have_anything_as_its_kdf():
+    image = forge.edited(volume(), lambda raw: raw["keyslots"]["0"].update(type="x", kdf="y"))
+    seen = forge.view_of(image)
+    draft = Draft(seen)
+    draft.destroy_keyslot(0)
+    removed = next(one for one in preview(seen, draft.change()) if one.what == "keyslot")
+    assert (removed.name, removed.before["pbkdf"]) == ("0", "")
 
 
 @pytest.mark.parametrize("flag", ["\x1b[2J\n", "x" * 6000])
