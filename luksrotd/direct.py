@@ -70,27 +70,25 @@ def build_host(
     )
 
 
-def volumes(engine: str = ATOMIC) -> Volumes:
-    """The use cases for one caller at a terminal: recorded in the journal if there is one, never on stderr.
+def caller_host() -> Host:
+    """The ports for a caller that tells its user itself: recorded in the journal if there is one, never on stderr."""
+    return build_host(journal=SystemdJournal() if Path(JOURNAL_SOCKET).exists() else NoJournal())
 
-    ``engine``: who writes the header, ``names.ENGINES``.
-    """
-    host = build_host(journal=_journal())
+
+def volumes(engine: str = ATOMIC) -> Volumes:
+    """The use cases for one caller at a terminal; ``engine``: who writes the header, ``names.ENGINES``."""
+    host = caller_host()
     return StepwiseVolumes(host, LiveWorkerEngine()) if engine == STEPWISE else Volumes(host)
 
 
 def sets() -> VolumeSets:
-    """The use cases on sets of volumes, recorded in the journal as the others are."""
-    return VolumeSets(build_host(journal=_journal()))
+    """The use cases on sets of volumes, for the same."""
+    return VolumeSets(caller_host())
 
 
 def headers() -> Headers:
-    """Header backup and restore, recorded in the journal as the other use cases are."""
-    return Headers(build_host(journal=_journal()), BackupFiles())
-
-
-def _journal() -> Journal:
-    return SystemdJournal() if Path(JOURNAL_SOCKET).exists() else NoJournal()
+    """Header backup and restore, for the same."""
+    return Headers(caller_host(), BackupFiles())
 
 
 def device_ref(path: str, header: str | None = None) -> DeviceRef:

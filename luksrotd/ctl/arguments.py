@@ -162,5 +162,5 @@ def check_engine(options: argparse.Namespace) -> None:
         return
     if not options.direct:
         raise InvalidRequest(f"cannot use --engine {options.engine} over the bus: give --direct")
-    if len(getattr(options, "devices", ())) > 1:
-        raise InvalidRequest(f"cannot use --engine {options.engine} with several devices: it takes exactly one")
+    if len(getattr(options, "devices", ())) > 1 or getattr(options, "set", None) is not None:
+        raise InvalidRequest(f"cannot use --engine {options.engine} with a set of devices: it takes exactly one")

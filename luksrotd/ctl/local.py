@@ -104,11 +104,14 @@ class Local:
         with permissions():
             return await self.volumes.verify(ref_of(device), SecretFd(credential), name=name)
 
-    async def reconcile(self, device: model.Device, *, dry_run: bool) -> model.Reconciled:
+    async def reconcile(self, device: model.Device, *, dry_run: bool, retire_expired: bool = False) -> model.Reconciled:
         """See ``model.Backend``."""
         with permissions():
-            done = await self.volumes.reconcile(ref_of(device), dry_run=dry_run)
-        return model.Reconciled(_findings(done.found), _findings(done.left))
+            done = await self.volumes.reconcile(ref_of(device), dry_run=dry_run, retire_expired=retire_expired)
+        differences = [
+            model.Difference(one.what, one.name, one.how, dict(one.before), dict(one.after)) for one in done.differences
+        ]
+        return model.Reconciled(_findings(done.found), _findings(done.left), differences)
 
     def interrupt(self, task: asyncio.Task[Any]) -> None:
         """Cancel; the commit ignores it after its point of no return, and so does this when all is done."""
@@ -165,7 +168,18 @@ def ref_of(device: model.Device) -> DeviceRef:
 
 
 def _findings(findings: Iterable[Any]) -> Sequence[model.Finding]:
-    return [model.Finding(str(found.code), str(found.action), found.message) for found in findings]
+    return [
+        model.Finding(
+            str(found.code),
+            str(found.action),
+            found.message,
+            found.tokens,
+            found.keyslots,
+            found.name or None,
+            found.since or None,
+        )
+        for found in findings
+    ]
 
 
 def changed_key(change: Any) -> model.KeyChange:

@@ -35,11 +35,29 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is not as it should be; ``action`` is ``repair`` or ``person``."""
+    """One thing that is not as it should be; ``action`` is ``repair``, ``person`` or ``note``.
+
+    ``tokens``, ``keyslots``, ``name`` (of the key) and ``since`` (UTC): what it is about; None where nobody can tell.
+    """
 
     code: str
     action: str
     message: str
+    tokens: Sequence[int] | None = None
+    keyslots: Sequence[int] | None = None
+    name: str | None = None
+    since: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What becomes of one object of a volume (``rotation.preview.Difference``)."""
+
+    what: str
+    name: str
+    how: str
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +129,14 @@ class KeyChange:
 
 @dataclass(frozen=True, slots=True)
 class Reconciled:
-    """What was found on a volume, and what is left of it now."""
+    """What was found on a volume, and what is left of it now.
+
+    ``differences``: what was changed, or would be; None where nobody can tell.
+    """
 
     found: Sequence[Finding]
     left: Sequence[Finding]
+    differences: Sequence[Difference] | None = None
 
     @property
     def repaired(self) -> Sequence[Finding]:
@@ -140,8 +162,8 @@ class Backend(Protocol):
     async def verify(self, device: Device, name: str, credential: int) -> bool:
         """Whether the credential is the managed key ``name``."""
 
-    async def reconcile(self, device: Device, *, dry_run: bool) -> Reconciled:
-        """Finish what a crash interrupted."""
+    async def reconcile(self, device: Device, *, dry_run: bool, retire_expired: bool = False) -> Reconciled:
+        """Finish what a crash interrupted; ``retire_expired``: abort staged keys that have expired, too."""
 
     def interrupt(self, task: asyncio.Task[Any]) -> None:
         """The user wants ``task``, which runs one of the calls, to stop; called for every Ctrl-C."""

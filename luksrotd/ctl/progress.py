@@ -8,6 +8,7 @@ from typing import Final
 
 from luksrotd.ctl.model import Progress
 
+DERIVING: Final = "deriving"
 DELIVERING: Final = "delivering"
 
 #: Stages and phases (docs/spec/commit-protocol.md) in words; one that is not here is shown as it is.
@@ -15,7 +16,7 @@ STAGES: Final[Mapping[str, str]] = {
     "queued": "waiting for other jobs",
     "locking": "waiting for the volume",
     "reading": "reading the header",
-    "deriving": "deriving keys",
+    DERIVING: "deriving keys",
     "verifying": "trying the new key",
     DELIVERING: "handing over the new key",
     "waiting-for-metadata-lock": "waiting for the header lock",
@@ -43,5 +44,7 @@ def shown() -> Iterator[Progress]:
             status.update(STAGES.get(stage, stage))
             if stage == DELIVERING:
                 status.stop()  # the line belongs to the key now; the rest takes milliseconds
+            elif stage == DERIVING:
+                status.start()  # but where there is another volume
 
         yield show

@@ -92,8 +92,10 @@ class Remote:
         path, method = await self._object(device), (names.DEVICE_INTERFACE, "VerifyKey")
         return bool((await self._bus.call(path, method, "sa{sv}a{sv}", body, fds=[credential])).body[0])
 
-    async def reconcile(self, device: model.Device, *, dry_run: bool) -> model.Reconciled:
+    async def reconcile(self, device: model.Device, *, dry_run: bool, retire_expired: bool = False) -> model.Reconciled:
         """See ``model.Backend``."""
+        if retire_expired:
+            raise InvalidRequest("cannot use --retire-expired: it works with --direct only, so far")
         path, method = await self._object(device), (names.DEVICE_INTERFACE, "Reconcile")
         lost = Outcome.UNCHANGED if dry_run else Outcome.UNKNOWN
         body = [{"dry-run": Variant("b", dry_run)}]
@@ -236,4 +238,4 @@ def _values(variants: Mapping[str, Variant]) -> dict[str, Any]:
 
 
 def _findings(found: Sequence[Sequence[str]]) -> Sequence[model.Finding]:
-    return [model.Finding(*finding) for finding in found]
+    return [model.Finding(code, action, message) for code, action, message in found]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from luksrotd import names
+from luksrotd.ctl import differences
 from luksrotd.ctl.exits import Exit, status_of
 from luksrotd.ctl.model import Finding, Key, KeyChange, Reconciled, Volume
 from luksrotd.errors import LuksrotdError, Outcome
@@ -17,6 +18,11 @@ _REPAIRS: Final[Mapping[str, str]] = {
     "header-copies-differ": "write the copy with the lower sequence number again from the other one",
     "wipe-pending": "overwrite these ranges, where no keyslot has come meanwhile, and clear the record of them",
     "token-without-keyslot": "remove the token",
+    "key-superseded": "remove its keyslot and its token, and overwrite its area",
+    "key-retired": "remove what is left of it, and overwrite its area",
+    "key-unborn": "remove the token",
+    "key-unsettled": "complete its token",
+    "staged-expired": "abort it: remove its keyslot and its token, and overwrite its area",
 }
 
 
@@ -92,7 +98,8 @@ def listed(found: Sequence[tuple[str, Volume | Failed]]) -> Report:
         else:
             volumes.append(_volume(result))
             keys = ", ".join(f"{key.name} ({key.generation})" for key in result.keys) or "-"
-            state = "busy" if result.busy else f"{len(result.problems)} problems" if result.problems else "ok"
+            problems = sum(finding.action != "note" for finding in result.problems)
+            state = "busy" if result.busy else f"{problems} problems" if problems else "ok"
             rows.append([result.device, result.uuid, result.label or "-", keys, state])
     table = Table(("DEVICE", "UUID", "LABEL", "KEYS (GENERATION)", "STATE"), rows)
     return Report(Exit.DONE, {"volumes": volumes}, [table] if rows else ["no LUKS2 volumes"], read_only=True)
@@ -148,7 +155,11 @@ def reconciled(results: Sequence[tuple[str, Reconciled | Failed]], status: Exit,
             text.append(f"{device}: {told(result.error)}")
             continue
         sets = {"found": result.found, "repaired": result.repaired, "left": result.left}
-        volumes.append({"device": device, **{name: [asdict(one) for one in found] for name, found in sets.items()}})
+        document: dict[str, Any] = {"device": device}
+        document |= {name: [_finding(one) for one in found] for name, found in sets.items()}
+        if result.differences is not None:
+            document["differences"] = [asdict(one) for one in result.differences]
+        volumes.append(document)
         text.extend(_reconciled_lines(device, result, dry_run=dry_run))
     return Report(status, {"dry_run": dry_run, "volumes": volumes}, text or ["no LUKS2 volumes"])
 
@@ -160,16 +171,22 @@ def _reconciled_lines(device: str, result: Reconciled, *, dry_run: bool) -> Sequ
     for finding in result.left:
         if finding.action == "person":
             lines.append(f"{device}: needs a person: {finding.message}")
+        elif finding.action == "note":
+            lines.append(f"{device}: note: {finding.message}")
         elif dry_run:
             lines.append(f"{device}: {finding.message}; would {_remedy(finding)}")
         else:
             lines.append(f"{device}: left: {finding.message}")
+    if dry_run:
+        lines += [f"{device}: difference: {line}" for line in differences.lines(result.differences or ())]
     return lines
 
 
 def _remedy(finding: Finding) -> str:
     if finding.action == "person":
         return "leave it alone: a person must decide"
+    if finding.action == "note":
+        return "do nothing: it is a note"
     return _REPAIRS.get(finding.code, "repair it")
 
 
@@ -188,7 +205,13 @@ def _key_row(key: Key) -> Sequence[str]:
 def _volume(volume: Volume) -> Mapping[str, Any]:
     document = asdict(volume)
     document["tokens"] = {str(number): kind for number, kind in volume.tokens.items()}
+    document["problems"] = [_finding(one) for one in volume.problems]
     return document
+
+
+def _finding(finding: Finding) -> Mapping[str, Any]:
+    """Without what nobody can tell."""
+    return {member: value for member, value in asdict(finding).items() if value is not None}
 
 
 def failure(error: LuksrotdError) -> Mapping[str, str]:

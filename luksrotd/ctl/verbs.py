@@ -49,6 +49,8 @@ def add(verbs: Verbs) -> None:
     add_device(reconcile, "*")
     reconcile.add_argument("--all", action="store_true", help="all volumes; goes on when one fails")
     reconcile.add_argument("--dry-run", action="store_true", help="change nothing, only tell what would be done")
+    expired = "abort staged keys that have expired, too (with --direct)"
+    reconcile.add_argument("--retire-expired", action="store_true", help=expired)
     verbs.group("managed keys")
     enroll = "luksrotctl enroll /dev/sda2 --generate --output backup.key --data @escrow.json"
     rotate = "luksrotctl rotate /dev/sda2 --key-file backup.key --new-keyfile next.key"
@@ -135,7 +137,9 @@ def _reconcile(options: argparse.Namespace) -> Report:
         devices = await backend.devices() if options.all else [Device(name, options.header) for name in options.devices]
         results = []
         for one in devices:
-            result = await _tried(backend.reconcile(one, dry_run=options.dry_run))
+            result = await _tried(
+                backend.reconcile(one, dry_run=options.dry_run, retire_expired=options.retire_expired)
+            )
             if isinstance(result, Failed) and (len(options.devices) == 1 or isinstance(result.error, Cancelled)):
                 raise result.error
             results.append((one.name, result))

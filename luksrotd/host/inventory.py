@@ -46,20 +46,13 @@ class FileInventories:
         """See ``ports.Inventories``."""
         path = self._path(uuid)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            return inventory.parse(_read(path))
         except FileNotFoundError:
             return None
         except OSError as error:
             raise _failed("read", path, error) from error
-        with os.fdopen(fd, "rb") as file:
-            try:
-                if not stat.S_ISREG(os.fstat(fd).st_mode):
-                    raise FormatError("cannot read the inventory: it is not a file")
-                return inventory.parse(file.read(inventory.SIZE_MAX + 1))
-            except OSError as error:
-                raise _failed("read", path, error) from error
-            except FormatError as error:
-                raise StateError(f"{error.message}; see {path}") from error
+        except FormatError as error:
+            raise StateError(f"{error.message}; see {path}") from error
 
     def save(self, uuid: str, kept: Inventory) -> None:
         """See ``ports.Inventories``."""
@@ -75,6 +68,17 @@ class FileInventories:
         if not _UUID.fullmatch(name):
             raise StateError("cannot keep an inventory of the volume: its LUKS UUID is malformed")
         return Path(self._directory or state_directory(), f"{name}.json")
+
+
+def _read(path: Path) -> bytes:
+    """The content of a regular file, or so much of it that it cannot be ours."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise FormatError("cannot read the inventory: it is not a file")
+        return os.read(fd, inventory.SIZE_MAX + 1)
+    finally:
+        os.close(fd)
 
 
 def _replace(path: Path, content: bytes) -> None:

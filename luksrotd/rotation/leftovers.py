@@ -37,7 +37,8 @@ class Leftovers:
     ``superseded``: an older active one, or one that is being retired, with its keyslot.  ``unborn``: the token of a
     key that never came into being, or whose keyslot has gone in the same stepwise transaction.  ``orphans``: tokens
     whose keyslot another tool has removed.  ``unsettled``: whole, but its token still says what it retires.
-    ``expired``: staged and forgotten.  ``abortable``: those of them with an active key to fall back to.
+    ``expired``: staged and forgotten.  ``abortable``: those of them with an active key to fall back to, and that belong
+    to no set.
     ``unclear``: names, each with why its keys cannot be told apart.  ``alone``: staged without an active key.
     ``bad``: tokens whose wipe intent we cannot have written.  ``last_way_in``: without the superseded ones nothing
     would open the volume, so they stay.  ``keeper``: a key that stays, whatever is done; it
@@ -108,6 +109,10 @@ def _expired(line: Lineage, now: datetime | None) -> bool:
 
 
 def _abortable(line: Lineage, bad: Iterable[int]) -> bool:
+    """What belongs to a set is not: it may be finished on another volume of the set."""
+    group = line.staged.token.group if line.staged else None
+    if group is not None and group.size > 1:
+        return False
     keys = (line.current, line.staged)
     return all(key is not None and key.complete and key.token.id not in bad for key in keys)
 

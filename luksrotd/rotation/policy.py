@@ -59,16 +59,18 @@ def check_writable(view: DeviceView) -> None:
     """Refuse volumes on which luksrotd does not write; raises a refusal."""
     check_requirements(view)
     if not view.pair.agree:
-        raise NeedsReconcile("cannot change the volume: its two header copies differ")
+        raise NeedsReconcile("cannot change the volume: its two header copies differ; reconcile it first")
     if view.pending:
-        raise NeedsReconcile("cannot change the volume: a retired key has not been wiped yet")
+        raise NeedsReconcile("cannot change the volume: a retired key has not been wiped yet; reconcile it first")
 
 
 def check_requirements(view: DeviceView) -> None:
     """Raise ``RequirementsPresent`` if the header forbids third parties to write (LUKS2 specification, section 3.5)."""
     mandatory = view.metadata.config.mandatory
     if mandatory:
-        raise RequirementsPresent(f"cannot change the volume: its header requires {', '.join(mandatory)}")
+        raise RequirementsPresent(
+            f"cannot change the volume: its header requires {', '.join(mandatory)}; finish that with cryptsetup"
+        )
 
 
 def check_signatures(foreign: tuple[str, ...]) -> None:
@@ -83,7 +85,7 @@ def check_signatures(foreign: tuple[str, ...]) -> None:
 def check_retirement(view: DeviceView, change: Change) -> None:
     """Raise ``LastKeyslot`` if nothing would open the volume any more (invariant I5)."""
     if change.destroyed and not ways_in(view, without=change.destroyed) and not change.added:
-        raise LastKeyslot("cannot remove the last keyslot that opens the volume")
+        raise LastKeyslot("cannot remove the last keyslot that opens the volume; add another one first, or with it")
 
 
 def check_room(view: DeviceView, edits: Iterable[Edit]) -> None:

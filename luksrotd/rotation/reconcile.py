@@ -223,10 +223,10 @@ def _header_findings(view: DeviceView) -> Iterable[Finding]:
 
 
 def _intent_findings(view: DeviceView, left: Leftovers) -> Iterable[Finding]:
-    names = {key.token.id: key.token.name for key in view.keys}
     for token in intents(view):
-        about: Mapping[str, Any] = {"tokens": (token.id,), "name": names.get(token.id, "")}
-        where = f"token {token.id}"
+        name = token.name if isinstance(token, BackupToken) else ""
+        about: Mapping[str, Any] = {"tokens": (token.id,), "name": name}
+        where = _where(token) if isinstance(token, BackupToken) else f"wipe record (token {token.id})"
         if token.id in left.bad:
             what = "its wipe intent names ranges that no keyslot can have had"
             yield _finding(Code.WIPE_INTENT_BAD, f"{where}: {what}", **about)
@@ -237,7 +237,7 @@ def _intent_findings(view: DeviceView, left: Leftovers) -> Iterable[Finding]:
 
 def _key_findings(key: ManagedKey, left: Leftovers, rules: Rules) -> Iterable[Finding]:
     token = key.token
-    where = f"key {token.name!r} generation {token.generation} (token {token.id})"
+    where = _where(token)
     about: Mapping[str, Any] = {"tokens": (token.id,), "keyslots": token.keyslots, "name": token.name}
     for code, what in _oddities(key, left):
         found = _finding(code, f"{where}: {what}", **about)
@@ -246,6 +246,10 @@ def _key_findings(key: ManagedKey, left: Leftovers, rules: Rules) -> Iterable[Fi
         action = Action.REPAIR if rules.retire_expired and key in left.abortable else Action.PERSON
         what = f"staged, and neither finished nor aborted by {token.expires_at}"
         yield Finding(Code.STAGED_EXPIRED, action, f"{where}: {what}", **about, since=token.expires_at)
+
+
+def _where(token: BackupToken) -> str:
+    return f"key {token.name!r} generation {token.generation} (token {token.id})"
 
 
 def _oddities(key: ManagedKey, left: Leftovers) -> Iterable[tuple[Code, str]]:

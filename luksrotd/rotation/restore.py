@@ -98,13 +98,11 @@ def prepare(seen: DeviceView, areas: Mapping[Extent, bytes], backup: Backup, *, 
     _check_usable(backup)
     if why := mismatch(seen.pair.winner, backup.view.pair.winner):
         raise BackupMismatch(f"cannot restore this header: {why}")
-    referenced = seen.pair.referenced
-    held = frozenset(area for area, content in backup.areas.items() if areas.get(area) == content)
     survivors = policy.ways_in(backup.view) if prove else None
-    if held == set(backup.areas) == set(referenced) and _same_header(seen, backup):
+    start = _start(backup, _places(seen, areas, backup), seen.seqid)
+    if set(start.areas) == set(seen.pair.referenced) and _same_header(seen.pair.winner, start.pair.winner):
         return Change(survivors=survivors)
-    start = _start(backup, _moved(backup, held, referenced), seen.seqid)
-    return _with_record(start, seen, survivors, _once_pending(backup, (*referenced, *start.areas)))
+    return _with_record(start, seen, survivors, _once_pending(backup, (*seen.pair.referenced, *start.areas)))
 
 
 def prepare_lost(raw: bytes, backup: Backup, *, prove: bool = False) -> Change:
@@ -125,7 +123,7 @@ def prepare_lost(raw: bytes, backup: Backup, *, prove: bool = False) -> Change:
                 f"cannot restore this header: it is of the volume {winner.header.uuid}, and what is left of the "
                 f"{which} copy is of {left.uuid}"
             )
-    start = _start(backup, {}, 0)
+    start = _start(backup, {slot.id: slot.area for slot in backup.view.metadata.keyslots.values()}, 0)
     survivors = policy.ways_in(backup.view) if prove else None
     return _with_record(start, None, survivors, _once_pending(backup, start.areas))
 
@@ -138,34 +136,39 @@ def _check_usable(backup: Backup) -> None:
         raise LastKeyslot("cannot restore this header: no keyslot of it opens the volume")
 
 
-def _same_header(seen: DeviceView, backup: Backup) -> bool:
-    ours, theirs = seen.pair.winner, backup.view.pair.winner
+def _same_header(ours: HeaderCopy, theirs: HeaderCopy) -> bool:
     fields = [(head.label, head.subsystem, head.csum_alg) for head in (ours.header, theirs.header)]
     return fields[0] == fields[1] and ours.metadata.raw == theirs.metadata.raw
 
 
-def _moved(backup: Backup, held: frozenset[Extent], referenced: Iterable[Extent]) -> dict[int, Extent]:
-    """New places for the keyslots of the backup that lie over something else of the volume, by keyslot number.
+def _places(seen: DeviceView, areas: Mapping[Extent, bytes], backup: Backup) -> dict[int, Extent]:
+    """Where the keyslots of the backup go, by number: where the volume holds their very bytes; else where they were;
+    else, if something else of the volume is there, into the first gap that is wide enough.
 
-    Largest first, each into the first gap; raises ``NoFreeArea``, or ``NeedsPerson`` for one that cannot be moved.
+    Raises ``NoFreeArea``, or ``NeedsPerson`` for one that cannot be moved.
     """
-    referenced = tuple(referenced)
-    slots = backup.view.metadata.keyslots.values()
-    moving = [slot for slot in slots if slot.area not in held and overlapping(slot.area, referenced)]
-    taken = [*referenced, *(slot.area for slot in slots if slot not in moving)]
-    moved: dict[int, Extent] = {}
-    for slot in sorted(moving, key=lambda each: (-each.area.size, each.id)):
-        if slot.type != "luks2":
-            raise NeedsPerson(
-                f"cannot restore this header: its keyslot {slot.id} of type {slot.type!r} lies where the volume has "
-                "another keyslot now, and only keyslots of type 'luks2' can be moved"
-            )
-        moved[slot.id] = _gap(backup.view.metadata.keyslots_area, taken, slot)
-        taken.append(moved[slot.id])
-    return moved
+    slots = sorted(backup.view.metadata.keyslots.values(), key=lambda each: (-each.area.size, each.id))
+    referenced = seen.pair.referenced
+    places: dict[int, Extent] = {}
+    for slot in slots:
+        here = (slot.area, *(area for area in areas if slot.type == "luks2"))
+        same = [area for area in here if areas.get(area) == backup.areas[slot.area] and area not in places.values()]
+        if same:
+            places[slot.id] = same[0]
+        elif not overlapping(slot.area, referenced):
+            places[slot.id] = slot.area
+    for slot in slots:
+        if slot.id not in places:
+            places[slot.id] = _gap(backup.view.metadata.keyslots_area, (*referenced, *places.values()), slot)
+    return places
 
 
 def _gap(space: Extent, taken: Iterable[Extent], slot: Keyslot) -> Extent:
+    if slot.type != "luks2":
+        raise NeedsPerson(
+            f"cannot restore this header: its keyslot {slot.id} of type {slot.type!r} lies where the volume has "
+            "another keyslot now, and only keyslots of type 'luks2' can be moved"
+        )
     for gap in subtract(space, taken):
         offset = -(-gap.offset // layout.AREA_ALIGNMENT) * layout.AREA_ALIGNMENT
         if offset + slot.area.size <= gap.end:
@@ -177,17 +180,12 @@ def _gap(space: Extent, taken: Iterable[Extent], slot: Keyslot) -> Extent:
     )
 
 
-def _start(backup: Backup, moved: Mapping[int, Extent], seqid: int) -> Start:
+def _start(backup: Backup, places: Mapping[int, Extent], seqid: int) -> Start:
     """The header of the backup as it can be written: keyslots moved, no wipe intents, a higher sequence number."""
     pair = backup.view.pair
-    text = json.serialise(_rewritten(backup.view, moved))
+    text = json.serialise(_rewritten(backup.view, places))
     above = max(seqid, pair.winner.header.seqid) + 1
-    areas = {moved.get(slot.id, slot.area): backup.areas[slot.area] for slot in backup.view.metadata.keyslots.values()}
-    for area in areas:
-        if area.offset % layout.AREA_ALIGNMENT or area.size % layout.AREA_ALIGNMENT:
-            raise NeedsPerson(
-                f"cannot restore this header: its area at {area.offset} is not aligned to {layout.AREA_ALIGNMENT} bytes"
-            )
+    areas = {places[slot.id]: backup.areas[slot.area] for slot in backup.view.metadata.keyslots.values()}
     try:
         copies = b"".join(_copy(pair, which, above, text) for which in Which)
         return Start(parse_pair(copies.ljust(pair.length, b"\0")), areas)
@@ -203,9 +201,9 @@ def _copy(pair: Pair, which: Which, seqid: int, text: bytes) -> bytes:
     return header.derive(winner.header, winner.raw, which, salt, seqid, text)
 
 
-def _rewritten(seen: DeviceView, moved: Mapping[int, Extent]) -> dict[str, Any]:
+def _rewritten(seen: DeviceView, places: Mapping[int, Extent]) -> dict[str, Any]:
     raw: dict[str, Any] = copy.deepcopy(dict(seen.metadata.raw))
-    for number, area in moved.items():
+    for number, area in places.items():
         raw["keyslots"][str(number)]["area"]["offset"] = str(area.offset)
     for key in seen.keys:
         token = raw["tokens"][str(key.token.id)] = tokens.with_intent(raw["tokens"][str(key.token.id)], ())
@@ -238,6 +236,12 @@ def _with_record(
     """
     change = Change(wipe=wipe, survivors=survivors, start=start)
     retired = change.retired(start.metadata if before is None else before.metadata)
+    there = () if before is None else before.pair.referenced
+    for area in (*retired, *(area for area in start.areas if area not in there)):
+        if area.offset % layout.AREA_ALIGNMENT or area.size % layout.AREA_ALIGNMENT:
+            raise NeedsPerson(
+                f"cannot restore this header: the area at {area.offset} is not aligned to {layout.AREA_ALIGNMENT} bytes"
+            )
     ranges = merge((*retired, *wipe))
     seen = view(start.pair)
     record, clear = _record(seen, ranges)
@@ -257,7 +261,9 @@ def _record(seen: DeviceView, ranges: tuple[Extent, ...]) -> tuple[Edit, Edit]:
     number = seen.free_token()
     if number is not None:
         return SetToken(number, tokens.record(ranges)), RemoveToken(number)
-    carriers = [key.token.id for key in seen.keys] if ranges else list(seen.metadata.tokens)
+    carriers = [key.token.id for key in seen.keys if key.token.id < layout.TOKENS_MAX]
+    if not (carriers or ranges):
+        carriers = [0]  # any will do
     if not carriers:
         raise NoFreeKeyslot(
             f"cannot restore this header: all {layout.TOKENS_MAX} of its tokens are taken, and one is needed to record "

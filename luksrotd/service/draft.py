@@ -8,8 +8,10 @@ from collections.abc import Mapping
 
 from luksrotd.errors import Conflict, InvalidRequest
 from luksrotd.ports import DeviceRef, Host, SecretSource
+from luksrotd.rotation import policy
 from luksrotd.rotation.change import Change
 from luksrotd.rotation.draft import Draft
+from luksrotd.rotation.edits import UNLOCK, VOLUME_KEY
 from luksrotd.rotation.preview import Difference, preview
 from luksrotd.rotation.view import DeviceView
 from luksrotd.service.progress import Progress, ignore
@@ -31,8 +33,17 @@ class OpenTransaction:
         """The volume as it was when the transaction began."""
         return self.draft.view
 
+    async def check_credential(self, source: SecretSource, *, volume_key: bool = False) -> None:
+        """Raise ``WrongCredential`` unless it opens the volume; tried on a shadow."""
+        self.check_open()
+        if volume_key:
+            await self._transactor.check_volume_key(self._ref, source)
+        else:
+            await self._transactor.opened_by(self._ref, source)
+
     def plan(self) -> tuple[Difference, ...]:
         """What the commit would do; raises the refusal that it would meet, as far as the header tells."""
+        self.check_open()
         return preview(self.view, self.draft.change())
 
     async def commit(
@@ -44,10 +55,14 @@ class OpenTransaction:
         """Make all edits in one commit, or none.
 
         ``secrets``: the credential (``rotation.edits.UNLOCK`` or ``VOLUME_KEY``), and one for each added keyslot, by
-        the name that it was queued with.  Raises ``Conflict`` if the header is not what it was at the beginning.
+        the name that it was queued with.  Raises ``Conflict`` if the header is not what it was at the beginning.  A
+        refusal of the edits themselves leaves the transaction open.
         """
-        self._close()
+        self.check_open()
         change = self.draft.change()
+        if change.needs_unlock and not {UNLOCK, VOLUME_KEY} & secrets.keys():
+            raise InvalidRequest("cannot commit: keyslots come or go, and the volume has not been unlocked for that")
+        self._over = True
 
         def decide(seen: DeviceView) -> Change:
             if seen.pair.raw != self.view.pair.raw:
@@ -68,13 +83,17 @@ class OpenTransaction:
         """Drop it; nothing has been written.  Idempotent."""
         self._over = True
 
-    def _close(self) -> None:
+    def check_open(self) -> None:
+        """Raise ``InvalidRequest`` if it has been committed or aborted."""
         if self._over:
-            raise InvalidRequest("cannot commit: the transaction is over")
-        self._over = True
+            raise InvalidRequest("cannot go on with the transaction: it is over")
 
 
 async def begin(host: Host, ref: DeviceRef, transactor: Transactor | None = None) -> OpenTransaction:
-    """A new transaction on the volume as it is now."""
+    """A new transaction on the volume as it is now; raises the refusals that do not depend on the edits."""
     transactor = transactor or Transactor(host)
-    return OpenTransaction(host, transactor, ref, await transactor.look(ref))
+    async with transactor.opened(ref) as device:
+        policy.check_signatures(tuple(await host.probe.foreign(device)))
+    seen = await transactor.look(ref)
+    policy.check_writable(seen)
+    return OpenTransaction(host, transactor, ref, seen)

@@ -38,16 +38,16 @@ def read_snapshot(ref: DeviceRef, device: HeaderDevice, areas: Areas) -> Snapsho
 
 
 def read_lost(ref: DeviceRef, device: HeaderDevice, length: int, headers: int) -> bytes:
-    """The first ``headers`` bytes of an open device that has lost both copies of its header; blocks.
+    """The first ``headers`` bytes of an open device that has lost both header copies, past the page cache; blocks.
 
     It must have room for a header area of ``length`` bytes.  Raises ``InvalidRequest`` if it has a header, ``NotLuks2``
     for LUKS1, and ``FormatError`` if it is too small or has a header that only libcryptsetup may understand.
     """
     if device.size < length:
         raise FormatError(f"cannot use {ref.metadata_path}: the header needs {length} bytes, it has {device.size}")
-    if not is_lost(device.read, device.size):
+    if not is_lost(device.read_medium, device.size):
         raise InvalidRequest(f"cannot take the header of {ref.metadata_path} for lost: a copy of it is there")
-    return device.read(0, headers)
+    return device.read_medium(0, headers)
 
 
 def no_areas(_: DeviceView) -> tuple[Extent, ...]:

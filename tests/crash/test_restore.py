@@ -22,6 +22,7 @@ from tests.support.simfiles import SimFiles
 from tests.support.simulation import MAIN, NEW, OLD, Simulation, run
 
 OTHER, THIRD = b"another passphrase", b"third key"
+OVERLAP = "the key was rotated twice since: areas overlap"
 
 
 def restore(simulation: Simulation, backup: bytes) -> None:
@@ -95,7 +96,7 @@ CASES: dict[str, Callable[[], tuple[bytes, bytes]]] = {
     "a keyslot was added since": lambda: (enrolled(), make_volume([MAIN, OTHER], areas=8)),
     "a keyslot was removed since": lambda: (without_a_keyslot(), enrolled()),
     "the key was rotated since": lambda: (rotated(), enrolled()),
-    "the key was rotated twice since: areas overlap": lambda: (rotated_twice(), enrolled()),
+    OVERLAP: lambda: (rotated_twice(), enrolled()),
     "another tool has replaced every key": lambda: (renumbered(), enrolled()),
     "a damaged keyslot": lambda: (damaged(), enrolled()),
     "forth again": lambda: (enrolled(), rotated_twice()),
@@ -134,11 +135,16 @@ def openers(image: bytes, pair: Pair) -> frozenset[Opener]:
     return frozenset(opener(slot, lambda offset, size: image[offset : offset + size]) for slot in slots)
 
 
+#: One of each kind: what a reconcile meets in the others is the same.
+CRASHES_IN_RECONCILE = ("only a token differs", "a keyslot was added since", OVERLAP)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_no_crash_state_of_a_restore_violates_an_invariant(name, report):
-    judge = WholeSets(scenario(name), depth=2)
+    depth = 2 if name in CRASHES_IN_RECONCILE else 1
+    judge = WholeSets(scenario(name), depth=depth)
     assert judge_all(judge, scenario(name).enumeration()) == []
-    report(f"simulated restore, {name}: {judge.states} crash states (depth 2: crashes in reconcile too), 0 violations")
+    report(f"simulated restore, {name}: {judge.states} crash states (depth {depth}), 0 violations")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -154,7 +160,7 @@ def test_the_end_opens_by_what_the_backup_has(name):
 
 
 def test_the_epochs_are_the_phases_in_their_order():
-    done = scenario("the key was rotated twice since: areas overlap")
+    done = scenario(OVERLAP)
     size = parse_pair(done.before).hdr_size
     (now,) = (parse_pair(done.before).winner.metadata.keyslots[2].area,)
     places = [[write.offset for write in epoch] for epoch in done.epochs]
@@ -164,7 +170,8 @@ def test_the_epochs_are_the_phases_in_their_order():
 
 
 def test_a_keyslot_that_is_there_is_not_written():
-    assert [[write.offset for write in epoch] for epoch in scenario("only a token differs").epochs] == [[0], [16384]]
+    writes = [write.offset for epoch in scenario("only a token differs").epochs for write in epoch]
+    assert writes == [0, 16384]
 
 
 # ---- what the judge must see
@@ -183,7 +190,6 @@ def in_place(name: str) -> list:
     return [areas, [Write(0, raised[:size])], [Write(size, raised[size : 2 * size])]]
 
 
-OVERLAP = "the key was rotated twice since: areas overlap"
 MUTANTS = {
     "areas behind the first header": lambda: swapped(epochs_of(OVERLAP), 0),
     "areas and first header in one epoch": lambda: merged(epochs_of(OVERLAP), 0),

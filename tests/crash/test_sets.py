@@ -137,5 +137,5 @@ def test_nobody_has_to_reconcile_first(name):
     """A sample of the states: the calls finish themselves what the crash has left."""
     start, operate = SEQUENCES[name]
     states = list(cuts(start(), operate))
-    for images in states[:: max(1, len(states) // 40)]:
+    for images in states[:: max(1, len(states) // 10)]:
         check_ends(images)

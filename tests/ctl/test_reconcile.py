@@ -6,7 +6,16 @@ import json
 import pytest
 
 from tests.ctl.conftest import BACKUP, ctl, fails, loop_device, our_tokens, works
-from tests.support.makeimage import KEY, cryptsetup_opens, import_token, make_image, run
+from tests.support.makeimage import (
+    KEY,
+    PBKDF,
+    add_key,
+    cryptsetup_opens,
+    import_token,
+    luks_dump_json,
+    make_image,
+    run,
+)
 
 RETIRED = 1 << 20
 SIZE = 256 * 1024
@@ -28,7 +37,7 @@ def pending(enrolled):
 def test_clean(enrolled):
     assert works("--direct", "reconcile", enrolled) == f"{enrolled}: clean\n"
     document = json.loads(works("--direct", "reconcile", enrolled, "--json"))
-    volumes = [{"device": str(enrolled), "found": [], "repaired": [], "left": []}]
+    volumes = [{"device": str(enrolled), "found": [], "repaired": [], "left": [], "differences": []}]
     assert document == {"dry_run": False, "volumes": volumes}
 
 
@@ -135,3 +144,132 @@ def test_all_in_a_dry_run(pending):
         done = ctl("--direct", "reconcile", "--all", "--dry-run", "--json")
         [volume] = [volume for volume in json.loads(done.stdout)["volumes"] if volume["device"] == node]
     assert [finding["code"] for finding in volume["found"]] == ["wipe-pending"]
+
+
+ONE, TWO = b"generation one", b"generation two"
+PAIR = {"type": "luksrotd", "version": 1, "name": "backup", "state": "active", "rotated_at": "2026-01-01T00:00:00Z"}
+
+
+def pairs(path, *members):
+    """KEY opens keyslot 0, ONE and TWO the next; a token of ours on each of those, as other tools can write it."""
+    image = make_image(path, extra_keys={1: ONE, 2: TWO})
+    for number, more in enumerate(members):
+        token = {**PAIR, "keyslots": [str(number + 1)], "generation": number + 1, "data": {}, **more}
+        import_token(image, token, number)
+    return image
+
+
+def area_of(image, keyslot):
+    area = luks_dump_json(image)["keyslots"][str(keyslot)]["area"]
+    return int(area["offset"]), int(area["size"])
+
+
+#: What a crash leaves of a rotation in steps, as cryptsetup's own tools can build it.
+CUT = {
+    "two pairs": (({}, {}), {"key-superseded"}),
+    "two pairs, the newer not settled": (({}, {"retires": ["0"]}), {"key-superseded", "key-unsettled"}),
+    "a retired pair": (({"state": "retired"}, {}), {"key-retired"}),
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_finishes_a_rotation_in_steps(name, tmp_path):
+    members, expected = CUT[name]
+    image = pairs(tmp_path / "image", *members)
+    offset, size = area_of(image, 1)
+    before = image.read_bytes()
+    text = works("--direct", "reconcile", "--dry-run", image)
+    assert f"{image}: difference: keyslot 1 removed" in text
+    assert f"{image}: difference: {size} bytes at {offset} overwritten" in text
+    assert image.read_bytes() == before
+    [told] = json.loads(works("--direct", "reconcile", "--dry-run", image, "--json"))["volumes"]
+    [done] = json.loads(works("--direct", "reconcile", image, "--json"))["volumes"]
+    assert {finding["code"] for finding in done["repaired"]} == expected
+    assert done["left"] == []
+    assert done["differences"] == told["differences"]
+    assert not cryptsetup_opens(image, ONE)
+    assert cryptsetup_opens(image, TWO, 2)
+    assert cryptsetup_opens(image, KEY, 0)
+    assert before[offset : offset + size] != image.read_bytes()[offset : offset + size]
+    [token] = our_tokens(image)
+    assert token["generation"] == 2
+    assert "retires" not in token
+    assert works("--direct", "reconcile", image).endswith(": clean\n")
+
+
+def test_a_rotation_finishes_a_rotation_in_steps(tmp_path):
+    image = pairs(tmp_path / "image", {}, {"retires": ["0"]})
+    done = ctl("--direct", "rotate", image, "-d", "-", "--generate", stdin=TWO)
+    assert done.returncode == 0, done.stderr
+    assert not cryptsetup_opens(image, ONE)
+    assert [token["generation"] for token in our_tokens(image)] == [3]
+
+
+def test_a_token_that_was_not_born_goes(tmp_path):
+    image = pairs(tmp_path / "image", {}, {"keyslots": [], "retires": ["0"]})
+    [done] = json.loads(works("--direct", "reconcile", image, "--json"))["volumes"]
+    assert [finding["code"] for finding in done["repaired"]] == ["key-unborn"]
+    assert [token["generation"] for token in our_tokens(image)] == [1]
+
+
+def test_a_wipe_record_is_worked_off(tmp_path):
+    image = make_image(tmp_path / "image")
+    record = {"type": "luksrotd-wipe", "keyslots": [], "version": 1}
+    import_token(image, record | {"wipe": [{"offset": str(RETIRED), "size": str(SIZE)}]}, 5)
+    with image.open("r+b") as file:
+        file.seek(RETIRED)
+        file.write(b"retired!" * (SIZE // 8))
+    works("--direct", "reconcile", image)
+    assert b"retired!" not in image.read_bytes()
+    assert luks_dump_json(image)["tokens"] == {}
+
+
+def test_a_forgotten_staged_key_is_aborted_only_if_that_is_asked_for(tmp_path):
+    image = pairs(tmp_path / "image", {}, {"state": "staged", "expires_at": "2026-01-02T00:00:00Z"})
+    done = ctl("--direct", "reconcile", image)
+    assert done.returncode == 3
+    assert b"needs a person: " in done.stdout
+    assert cryptsetup_opens(image, TWO)
+    assert fails(2, "reconcile", image, "--retire-expired")["error"] in ("InvalidArgs", "Unreachable")
+    works("--direct", "reconcile", image, "--retire-expired")
+    assert not cryptsetup_opens(image, TWO)
+    assert cryptsetup_opens(image, ONE)
+
+
+def test_a_luks1_volume_is_left_alone(tmp_path):
+    image = tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate(4 * 1024 * 1024)
+    options = ("--type", "luks1", "--pbkdf-force-iterations", "1000", "--key-file", "-")
+    run("luksFormat", *options, str(image), stdin=KEY)
+    before = image.read_bytes()
+    assert "LUKS1" in fails(1, "--direct", "reconcile", image)["message"]
+    assert image.read_bytes() == before
+
+
+def test_a_re_encryption_is_left_alone_and_it_says_why(tmp_path):
+    image = make_image(tmp_path / "image")
+    record = {"type": "luksrotd-wipe", "keyslots": [], "version": 1}
+    import_token(image, record | {"wipe": [{"offset": str(RETIRED), "size": str(SIZE)}]}, 5)
+    run("reencrypt", "--init-only", "--key-file", "-", *PBKDF, str(image), stdin=KEY)
+    before = image.read_bytes()
+    done = ctl("--direct", "reconcile", image)
+    assert done.returncode == 3
+    assert b"a re-encryption has not been finished" in done.stdout
+    assert b"would" not in done.stdout
+    assert image.read_bytes() == before
+
+
+def test_a_note_is_no_failure(tmp_path):
+    image = make_image(tmp_path / "image")
+    works("--direct", "reconcile", image)
+    add_key(image, KEY, b"stray")
+    assert ": note: keyslot 1 has no token" in works("--direct", "reconcile", image)
+    assert ": note: keyslot 1 has no token" in works("--direct", "reconcile", "--dry-run", image)
+
+
+def test_a_state_directory_that_cannot_be_is_a_note(tmp_path):
+    image = make_image(tmp_path / "image")
+    (tmp_path / "file").touch()
+    text = works("--direct", "reconcile", image, env={"STATE_DIRECTORY": str(tmp_path / "file")})
+    assert ": note: cannot read the inventory" in text

@@ -19,7 +19,7 @@ EXPOSURE = 25
 #: Settings that both units must have alike.
 SANDBOX = re.compile(
     r"^(CapabilityBounding|NoNew|Device|Protect|Private|Restrict|IPAddress|Lock|Memory|SystemCall|Keyring|UMask|LimitCORE"
-    r"|OOMPolicy|RuntimeDirectory)"
+    r"|OOMPolicy|RuntimeDirectory|StateDirectory)"
 )
 
 
@@ -80,6 +80,8 @@ def test_units_name_the_bus_and_the_directories():
     directories = [f"/run/{name}" for name in daemon["RuntimeDirectory"][0].split()]
     assert directories == [names.RUNTIME_DIRECTORY, names.CRYPTSETUP_LOCK_DIRECTORY]
     assert daemon["RuntimeDirectoryPreserve"] == ["yes"]
+    assert [f"/var/lib/{name}" for name in daemon["StateDirectory"]] == [names.STATE_DIRECTORY]
+    assert daemon["StateDirectoryMode"] == ["0700"]
 
 
 def test_reconcile_comes_before_the_daemon_and_ends():

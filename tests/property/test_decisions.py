@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from luksrotd.errors import RefusedError, RequestError
 from luksrotd.luks2.areas import Extent
+from luksrotd.luks2.layout import Which
 from luksrotd.rotation import adoption, keys, policy, reconcile, staging
 from luksrotd.rotation.adoption import AdoptRequest, RecreateRequest
 from luksrotd.rotation.change import Change
@@ -32,11 +33,13 @@ from luksrotd.rotation.staging import StageRequest
 from luksrotd.rotation.view import DeviceView
 from tests.support import forge
 from tests.support.planning import ENROLL, FRESH, KEEP, NOW, ROTATE, after, instants, planned
+from tests.support.schema import Schema
 from tests.support.simengine import make_volume, opened_by
 
 #: An example is a whole transaction: fewer of them, unless a profile asks for many.
 few = settings(max_examples=max(50, settings().max_examples // 2))
 CRASH_ONLY = Rules(orphans=False)
+SCHEMA = Schema.of_tokens()
 NOTE = {"type": "note", "keyslots": []}
 DATA = {"ref": "vault/9"}
 
@@ -49,7 +52,7 @@ KEYS: Mapping[str, list[dict[str, object]]] = {
     "staged": [{"generation": 4}, {"generation": 5, "state": "staged", "expires_at": "2026-04-03T05:06:07Z"}],
     "only staged": [{"generation": 5, "state": "staged"}],
     "orphaned": [{"generation": 4, "keyslots": []}],
-    "changed": [{"generation": 4, "fingerprint": "sha256:x"}],
+    "changed": [{"generation": 4, "fingerprint": "sha256:" + "0" * 64}],
 }
 
 
@@ -241,6 +244,15 @@ def test_I7_a_wipe_that_did_not_happen_is_made_up_for(case):
         mended = after(stopped, planned(stopped, change))
         assert forge.json_of(mended) == forge.json_of(case.done)
         assert not reconcile.repair(forge.view_of(mended), CRASH_ONLY)
+
+
+@few
+@given(cases())
+def test_every_token_of_ours_is_at_every_instant_as_the_schema_says(case):
+    for _, state in instants(case.image, case.plan):
+        for which in Which:
+            for token in forge.json_of(state, which)["tokens"].values():
+                assert not token["type"].startswith("luksrotd") or SCHEMA.faults(token) == []
 
 
 @few

@@ -70,6 +70,11 @@ class Image:
         """Equal for states that are equal from ``offset`` on."""
         return frozenset((n, data) for n, data in self.changes.items() if n * self.sector >= offset)
 
+    def changes_within(self, offset: int, end: int) -> Hashable:
+        """Equal for states of one base that are equal from ``offset`` to ``end``."""
+        size = self.sector
+        return frozenset((n, data) for n, data in self.changes.items() if n * size < end and offset < (n + 1) * size)
+
     def read(self, offset: int, length: int) -> bytes:
         """Bytes of it, fewer at its end."""
         end = min(offset + length, len(self.base))

@@ -8,7 +8,7 @@ and exactly the credentials of that side must open: all that goes together, neve
 import hashlib
 import json
 import re
-from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -138,9 +138,9 @@ class Judge:
         self._outlines: dict[Hashable, int] = {}
         headers = 2 * pair_of(scenario.before).hdr_size
         self._outline = Outline(headers, scenario.enumeration(sector=self.sector).starts)
+        self._mended = self._with_mended()
         odd = list(self._oddities(scenario.before, scenario)) if scenario.unclean else []
         self._excused = {re.sub(r"\w+ copy alone", f"{which} copy alone", what) for what in odd for which in Which}
-        self._mended = self._with_mended()
 
     def violations(self, image: Image | bytes, depth: int | None = None) -> list[str]:
         """What is wrong with this state, or with what reconcile makes of it, or of a crash inside reconcile."""
@@ -150,7 +150,7 @@ class Judge:
             return []
         self.states = len(self._judged)
         try:
-            wrong = self._instant(image, self.scenario if depth == self.depth else self._mended, self._excused)
+            wrong = self._instant(image, inner=depth < self.depth)
             if not wrong and _first(self._outlines, image.key if self.thorough else self._outline.of(image), depth):
                 self.reconciled += 1
                 wrong = self._after_reconcile(image, depth)
@@ -171,28 +171,25 @@ class Judge:
             wrong.append("I6: not what was reported")
         return wrong
 
-    def _oddities(self, image: Image | bytes, scenario: Scenario) -> Iterator[str]:
-        found = check_instant(pair_of(image), reader(image), scenario.expected)
-        return (f"{violation.invariant}: {violation.what}" for violation in found)
-
     def _with_mended(self) -> Scenario:
         """The scenario once reconcile has run: it may mend what was wrong before the operation."""
         scenario = self.scenario
         simulation = Simulation(scenario.before, seed=SEED, sector_size=self.sector)
         simulation.reconcile()
         mended, pair = simulation.disk.content, simulation.pair
-        allowed = {name: set(there) for name, there in scenario.expected.allowed.items()}
-        for name, there in allowed.items():
-            there.add(_standing(pair, name))
-        return replace(
-            scenario,
-            expected=replace(scenario.expected, allowed={name: frozenset(there) for name, there in allowed.items()}),
-            meanings=scenario.meanings | {meaning(mended, pair.winner)},
-        )
+        allowed = {name: there | {_standing(pair, name)} for name, there in scenario.expected.allowed.items()}
+        meanings = scenario.meanings | {meaning(mended, pair.winner)}
+        return replace(scenario, expected=replace(scenario.expected, allowed=allowed), meanings=meanings)
 
-    def _instant(self, image: Image | bytes, scenario: Scenario, excused: Container[str] = frozenset()) -> list[str]:
+    def _oddities(self, image: Image | bytes, scenario: Scenario) -> Iterator[str]:
+        found = check_instant(pair_of(image), reader(image), scenario.expected)
+        return (f"{violation.invariant}: {violation.what}" for violation in found)
+
+    def _instant(self, image: Image | bytes, *, inner: bool = False, mended: bool = False) -> list[str]:
+        """``inner``: a state inside reconcile; ``mended``: one after it."""
+        scenario = self._mended if inner or mended else self.scenario
         pair = pair_of(image)
-        wrong = [what for what in self._oddities(image, scenario) if what not in excused]
+        wrong = [what for what in self._oddities(image, scenario) if mended or what not in self._excused]
         sequence = check_sequence(pair_of(self.scenario.before), pair, changed=False)
         wrong += [f"{violation.invariant}: {violation.what}" for violation in sequence]
         for copy in pair.valid:
@@ -206,7 +203,7 @@ class Judge:
         after = simulation.disk.content
         if left:
             return [f"I7: reconcile leaves {finding.code}: {finding.message}" for finding in left]
-        wrong = [f"after reconcile: {what}" for what in (*self._instant(after, self._mended), *self._done(after))]
+        wrong = [f"after reconcile: {what}" for what in (*self._instant(after, mended=True), *self._done(after))]
         again = Simulation(after, seed=SEED + 1, sector_size=self.sector)
         again.reconcile()
         if again.disk.log:

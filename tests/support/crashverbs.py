@@ -15,7 +15,7 @@ from tests.support import forge
 from tests.support.crash import Enumeration
 from tests.support.crashjudge import Scenario, record
 from tests.support.simengine import HDR_SIZE, KEY_SIZE, make_volume
-from tests.support.simulation import CHEAP, MAIN, NEW, OLD, Simulation
+from tests.support.simulation import CHEAP, MAIN, NEW, OLD, Simulation, run
 
 OTHER: Final = b"another passphrase"
 THIRD: Final = b"third key"
@@ -194,6 +194,7 @@ VERBS: Final[Mapping[str, Verb]] = {
     "reconcile of a torn header": Verb(Simulation.reconcile, _then(_wipe_cut, _torn)),
     "reconcile of a rotation cut between its headers": Verb(Simulation.reconcile, _first_header),
     "reconcile of a token without keyslot": Verb(Simulation.reconcile, _keyslot_lost),
+    "scrub": Verb(lambda s: run(s.volumes.scrub(s.ref)), enroll, use_case="scrub"),
     "rotation that heals first": Verb(rotate, _then(enroll, _torn)),
     "rotation that wipes first": Verb(lambda s: s.rotate(MAIN, THIRD, ref="vault/3"), _wipe_cut),
 }

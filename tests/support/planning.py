@@ -73,10 +73,10 @@ class MemoryShadow:
 
 def shadowed(image: bytes, change: Change, new: bytes = FRESH) -> ShadowResult:
     """What a (simulated) worker leaves of ``change`` in a shadow of ``image``; ``KEEP`` unlocks."""
-    pair = forge.pair_of(image)
+    pair = forge.pair_of(image) if change.start is None else change.start.pair
     metadata = pair.winner.metadata
     areas = [slot.area for slot in metadata.keyslots.values() if metadata.opens_volume(slot.id)]
-    initial = {area: image[area.offset : area.end] for area in areas}
+    initial = {area: image[area.offset : area.end] for area in areas} if change.start is None else change.start.areas
     shadow = MemoryShadow(pair.length)
     shadow.write(0, pair.raw)
     for area, content in initial.items():

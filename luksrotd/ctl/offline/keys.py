@@ -6,11 +6,21 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from luksrotd.ctl import secrets
-from luksrotd.ctl.arguments import Verbs, add_credential, add_device, add_name, add_new_secret, check_new_secret
+from luksrotd.ctl.arguments import (
+    Verbs,
+    add_credential,
+    add_device,
+    add_engine,
+    add_name,
+    add_new_secret,
+    check_engine,
+    check_new_secret,
+)
 from luksrotd.ctl.offline.base import call
 from luksrotd.ctl.report import Report, changed
 from luksrotd.ctl.request import data, device, key_request
 from luksrotd.errors import InvalidRequest
+from luksrotd.names import ATOMIC
 from luksrotd.rotation.edits import UNLOCK, VOLUME_KEY, Pbkdf
 
 if TYPE_CHECKING:
@@ -31,12 +41,14 @@ def add(verbs: Verbs) -> None:
         _remove,
         "remove a managed key, keyslot and token; shown another key that opens",
         "luksrotctl --direct remove /dev/sda2 --key-file passphrase.key",
+        check=check_engine,
     )
     set_data = verbs.add(
         "set-data",
         _set_data,
         "give a managed key other associated data",
         "luksrotctl --direct set-data /dev/sda2 --data @escrow.json",
+        check=check_engine,
     )
     adopt = verbs.add(
         "adopt",
@@ -61,6 +73,8 @@ def add(verbs: Verbs) -> None:
         add_device(verb)
         add_name(verb)
     add_credential(remove, "another key of the volume, one that stays")
+    for verb in (remove, set_data):
+        add_engine(verb)
     set_data.add_argument("--data", metavar="JSON|@FILE", required=True, help="the associated data, a JSON object")
     adopt.add_argument("--keyslot", type=int, metavar="N", required=True, help="the keyslot")
     adopt.add_argument("--data", metavar="JSON|@FILE", help="the associated data, a JSON object; empty without it")
@@ -175,7 +189,7 @@ def _change(options: argparse.Namespace, verb: str, use: "Use") -> Report:
     async def work(local: "Local", progress: "Progress") -> Any:
         return changed_key(await use(local, ref_of(device(options)), progress))
 
-    done = call(work)
+    done = call(work, getattr(options, "engine", ATOMIC))
     output = getattr(options, "output", None)
     return changed(verb, options.device, done, output, to_stderr=getattr(options, "generate", False) and output is None)
 

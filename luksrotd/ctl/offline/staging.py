@@ -4,7 +4,16 @@
 import argparse
 from typing import TYPE_CHECKING, Final
 
-from luksrotd.ctl.arguments import Verbs, add_credential, add_device, add_name, add_new_secret, check_new_secret
+from luksrotd.ctl.arguments import (
+    Verbs,
+    add_credential,
+    add_device,
+    add_engine,
+    add_name,
+    add_new_secret,
+    check_engine,
+    check_new_secret,
+)
 from luksrotd.ctl.model import Device, KeyChange, KeyRequest, Progress
 from luksrotd.ctl.offline.base import call
 from luksrotd.ctl.offline.setreport import set_changed, set_status
@@ -39,6 +48,7 @@ def add(verbs: Verbs) -> None:
     _add_devices(stage)
     add_credential(stage, "key that unlocks the volumes: any of their keys")
     add_new_secret(stage)
+    add_engine(stage)
     waiting = stage.add_argument_group("until it is finished or aborted")
     expires = f"when it is reported as forgotten: 45m, 12h, 30d, 6w or never (default: {_EXPIRES})"
     waiting.add_argument("--expires", metavar="TIME", default=_EXPIRES, help=expires)
@@ -55,6 +65,7 @@ def add(verbs: Verbs) -> None:
         verb.add_argument("--generation", type=int, metavar="N", help="only if generation N is the staged one")
         alone = "this volume only, without the others of its set (if they are lost, say)"
         verb.add_argument("--alone", action="store_true", help=alone)
+        add_engine(verb)
     status = verbs.add(
         "status",
         _status,
@@ -81,11 +92,13 @@ def _check_header(options: argparse.Namespace) -> None:
 def _check_stage(options: argparse.Namespace) -> None:
     _check_header(options)
     check_new_secret(options)
+    check_engine(options)
     duration(options.expires)
 
 
 def _check_end(options: argparse.Namespace) -> None:
     _check_header(options)
+    check_engine(options)
     if len(options.devices) > 1 and (options.generation is not None or options.alone):
         raise InvalidRequest("cannot use --generation and --alone with several devices: they take exactly one")
     if options.alone and options.set is not None:
@@ -97,7 +110,7 @@ def _stage(options: argparse.Namespace) -> Report:
     with key_request(options) as request:
         if device is None:
             return _stage_set(options, request)
-        done = call(lambda local, progress: _staged(local, device, request, options, progress))
+        done = call(lambda local, progress: _staged(local, device, request, options, progress), options.engine)
         return changed("stage", device.name, done, options.output, to_stderr=prints_key(options))
 
 
@@ -161,7 +174,8 @@ def _end(options: argparse.Namespace) -> Report:
         done = await use(_refs(options), name=options.name, group=options.set, progress=progress)
         return set_changed(verb, options.devices, done, None, to_stderr=False)
 
-    return call(together if device is None else lambda local, progress: alone(local, progress, device))
+    work = together if device is None else lambda local, progress: alone(local, progress, device)
+    return call(work, options.engine)
 
 
 async def _set_of(local: "Local", ref: "DeviceRef", name: str) -> str | None:

@@ -94,3 +94,25 @@ def test_keyslot_areas_are_as_long_as_libcryptsetup_makes_them():
 
 def test_each_copy_is_the_other_of_the_other():
     assert [which.other for which in Which] == [Which.SECONDARY, Which.PRIMARY]
+
+
+def test_a_copy_like_another_one_keeps_what_is_no_text():
+    image = forge.with_fields(IMAGE, label=b"\xff\xfe label", subsystem=b"\xff")
+    raw = image[:HDR_SIZE]
+    like = header.decode(raw, Which.PRIMARY, 0)
+    made = header.derive(like, raw, Which.SECONDARY, b"s" * 64, 99, b"{}")
+    fields = forge.fields_of(raw + made, Which.SECONDARY)
+    kept = {
+        name: value for name, value in forge.fields_of(raw, Which.PRIMARY).items() if name in ("label", "subsystem")
+    }
+    assert kept.items() <= fields.items()
+    decoded = header.decode(made, Which.SECONDARY, HDR_SIZE)
+    header.verify_checksum(decoded, made)
+    assert (decoded.seqid, decoded.salt, made[layout.BINARY_SIZE :][:3]) == (99, b"s" * 64, b"{}\0")
+
+
+@pytest.mark.parametrize("seqid", [-1, 2**64])
+def test_a_sequence_number_has_64_bits(seqid):
+    raw = copy_of(Which.PRIMARY)
+    with pytest.raises(FormatError, match="out of range"):
+        header.derive(header.decode(raw, Which.PRIMARY, 0), raw, Which.PRIMARY, b"", seqid, b"{}")

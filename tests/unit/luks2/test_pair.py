@@ -6,7 +6,7 @@ import pytest
 from luksrotd.errors import DeviceError, FormatError, NotLuks2, UnknownDevice
 from luksrotd.luks2.areas import Extent
 from luksrotd.luks2.layout import Which
-from luksrotd.luks2.pair import BadCopy, HeaderCopy, parse_pair, read_pair
+from luksrotd.luks2.pair import BadCopy, HeaderCopy, is_lost, parse_pair, read_pair
 from tests.support import forge
 from tests.support.simengine import HDR_SIZE, make_volume
 
@@ -143,3 +143,25 @@ def test_a_short_read_is_an_error_of_the_device():
 def test_no_trace_of_luks():
     with pytest.raises(UnknownDevice):
         parse_pair(bytes(65536))
+
+
+@pytest.mark.parametrize(
+    ("image", "lost"),
+    [
+        (bytes(len(IMAGE)), True),
+        (b"", True),
+        (forge.unsealed(forge.erased(IMAGE, Which.SECONDARY), Which.PRIMARY), True),
+        (IMAGE, False),
+        (forge.erased(IMAGE, Which.PRIMARY), False),
+        # Only we refuse it, maybe.
+        (forge.with_text(IMAGE, b"{}"), False),
+        (forge.erased(forge.with_text(IMAGE, b"{}"), Which.PRIMARY), False),
+    ],
+)
+def test_a_header_is_lost_when_no_copy_has_a_right_checksum(image, lost):
+    assert is_lost(lambda offset, length: image[offset : offset + length], len(image)) is lost
+
+
+def test_another_version_is_not_lost():
+    with pytest.raises(NotLuks2):
+        is_lost(lambda offset, length: b"LUKS\xba\xbe\0\1".ljust(length, b"\0"), 1 << 20)

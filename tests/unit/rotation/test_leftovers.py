@@ -334,13 +334,19 @@ def test_the_policy_may_abort_it():
         forge.edited(staged(), lambda raw: raw["tokens"].pop("0")),
         forge.edited(staged(), lambda raw: raw["tokens"]["0"].update(wipe=forge.intent(Extent(0, 4096)))),
         staged(fingerprint="sha256:x"),
+        staged(group={"id": "rack-4", "size": 2}),
     ],
-    ids=["changed", "gone", "bad intent", "staged one changed"],
+    ids=["changed", "gone", "bad intent", "staged one changed", "one of a set"],
 )
-def test_the_policy_cannot_abort_what_has_nothing_to_fall_back_to(image):
+def test_the_policy_cannot_abort_what_has_nothing_to_fall_back_to_or_a_part_of_a_set(image):
     rules = {"now": LATER, "retire_expired": True}
     assert (Code.STAGED_EXPIRED, Action.PERSON) in codes(image, **rules)
     assert repair(image, **rules) is None
+
+
+def test_a_set_of_one_volume_is_no_set():
+    image = staged(group={"id": "rack-4", "size": 1})
+    assert codes(image, now=LATER, retire_expired=True) == [(Code.STAGED_EXPIRED, Action.REPAIR)]
 
 
 def test_a_superseded_pair_and_an_expired_one_go_together():
