@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from luksrotd.luks2.pair import parse_pair
+from luksrotd.luks2.pair import HeaderCopy, is_lost, parse_pair
 from luksrotd.rotation.protocol import Phase
 from luksrotd.service.headers import Headers
 from tests.support import forge
-from tests.support.crash import Epoch, merged, swapped
-from tests.support.crashjudge import Judge, Scenario, judge_all, record, scenario_of
+from tests.support.crash import Enumeration, Epoch, merged, swapped
+from tests.support.crashjudge import Judge, Scenario, judge_all, openers_of, record, scenario_of
 from tests.support.simdisk import Write
 from tests.support.simengine import make_volume, opened_by
 from tests.support.simfiles import SimFiles
@@ -22,14 +22,14 @@ OTHER, THIRD = b"another passphrase", b"third key"
 OVERLAP = "the key was rotated twice since: areas overlap"
 
 
-def restore(simulation: Simulation, backup: bytes) -> None:
+def restore(simulation: Simulation, backup: bytes, *, force: bool = False) -> None:
     """As luksrotctl does it."""
     files = SimFiles()
     files.content["backup"] = backup
     headers = Headers(simulation.host, files)
 
     async def work() -> None:
-        await headers.restore(simulation.ref, await headers.compare(simulation.ref, "backup"))
+        await headers.restore(simulation.ref, await headers.compare(simulation.ref, "backup", force=force))
 
     run(work())
 
@@ -138,6 +138,36 @@ def test_the_epochs_are_the_phases_in_their_order():
 def test_a_keyslot_that_is_there_is_not_written():
     writes = [write.offset for epoch in scenario("only a token differs").epochs for write in epoch]
     assert writes == [0, 16384]
+
+
+def test_a_lost_header_comes_back_whole_or_not_at_all(report):
+    """By each copy alone; a device that has still none can be given it again, another one can be healed."""
+    backup = backed_up(enrolled())
+    size = 2 * parse_pair(backup).hdr_size
+    lost = forge.put(rotated_twice(), 0, bytes(size))
+    simulation = Simulation(lost)
+    restore(simulation, backup, force=True)
+    enumeration = Enumeration(lost, simulation.disk.epochs()[:-1], size)
+    whole = {opener_of(backup, copy) for copy in parse_pair(backup).valid}
+    count = healed = 0
+    for image in enumeration.images():
+        count += 1
+        content = bytes(image)
+        again = Simulation(content)
+        if is_lost(image.read, len(image)):
+            restore(again, backup, force=True)
+        else:
+            healed += 1
+            assert {opener_of(content, copy) for copy in parse_pair(content).valid} == whole
+            assert again.reconcile().left == ()
+        assert again.pair.agree
+        assert opener_of(again.disk.content, again.pair.winner) in whole
+    assert 0 < healed < count
+    report(f"simulated restore of a lost header: {count} crash states, {healed} with a header, 0 violations")
+
+
+def opener_of(image: bytes, copy: HeaderCopy) -> frozenset:
+    return frozenset(openers_of(image, copy).items())
 
 
 # ---- what the judge must see
