@@ -26,9 +26,10 @@ from luksrotd.rotation.stepwise import Steps
 from luksrotd.rotation.view import DeviceView
 from luksrotd.service.cancellation import PointOfNoReturn, cancellable, heed_cancellation
 from luksrotd.service.progress import Progress, Stage, ignore
+from luksrotd.service.shadowing import unlock
 from luksrotd.service.snapshot import Snapshot, no_areas, read_snapshot
 from luksrotd.service.threads import in_thread
-from luksrotd.service.transaction import ATTEMPTS, Deliver, nothing_to_deliver, unlock
+from luksrotd.service.transaction import ATTEMPTS, Deliver, nothing_to_deliver
 
 Decide = Callable[[DeviceView], Steps]
 

@@ -38,7 +38,7 @@ def read_snapshot(ref: DeviceRef, device: HeaderDevice, areas: Areas) -> Snapsho
 
 
 def read_lost(ref: DeviceRef, device: HeaderDevice, length: int, headers: int) -> bytes:
-    """The first ``headers`` bytes of an open device that has lost both copies of its header, past the page cache; blocks.
+    """The first ``headers`` bytes of an open device that has lost both header copies, past the page cache; blocks.
 
     It must have room for a header area of ``length`` bytes.  Raises ``InvalidRequest`` if it has a header, ``NotLuks2``
     for LUKS1, and ``FormatError`` if it is too small or has a header that only libcryptsetup may understand.

@@ -4,7 +4,6 @@
 Every change of a header goes through here: rotation, enrolment and reconcile are its users.
 """
 
-import asyncio
 import copy
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
@@ -12,32 +11,26 @@ from dataclasses import dataclass
 
 from luksrotd.errors import (
     Conflict,
-    ConsistencyError,
     DeviceError,
     Internal,
     InvalidRequest,
-    LastKeyslot,
     LuksrotdError,
-    NeedsPerson,
     Outcome,
-    WrongCredential,
 )
-from luksrotd.luks2.areas import Extent
-from luksrotd.luks2.layout import Which
-from luksrotd.ports import DeviceIdentity, DeviceRef, EngineSession, HeaderDevice, Host, SecretSource, Shadow
+from luksrotd.ports import DeviceIdentity, DeviceRef, HeaderDevice, Host, SecretSource
 from luksrotd.rotation import policy, reconcile
 from luksrotd.rotation.change import Change
 from luksrotd.rotation.edits import UNLOCK, VOLUME_KEY
 from luksrotd.rotation.leftovers import Rules
-from luksrotd.rotation.plan import ShadowResult, plan_commit, plan_heal, plan_revival
+from luksrotd.rotation.plan import plan_commit, plan_heal, plan_revival
 from luksrotd.rotation.preview import Difference, preview
-from luksrotd.rotation.protocol import CommitPlan, Phase
+from luksrotd.rotation.protocol import CommitPlan
 from luksrotd.rotation.view import DeviceView, view
-from luksrotd.service import commit
+from luksrotd.service.access import Access, Target
 from luksrotd.service.cancellation import PointOfNoReturn, cancellable, heed_cancellation
 from luksrotd.service.progress import Progress, Stage, ignore
-from luksrotd.service.snapshot import Areas, Snapshot, no_areas, read_lost, read_snapshot, unlocking_areas
-from luksrotd.service.threads import in_thread
+from luksrotd.service.shadowing import Workbench, workbench
+from luksrotd.service.snapshot import Areas, Snapshot, no_areas, unlocking_areas
 
 #: How often a transaction starts again because another tool was faster.
 ATTEMPTS = 8
@@ -82,32 +75,28 @@ class Transactor:
     def __init__(self, host: Host, *, attempts: int = ATTEMPTS) -> None:
         """``attempts``: how often a transaction may be overtaken before it gives up with ``Conflict``."""
         self._host = host
+        self._access = Access(host)
         self._attempts = attempts
         self._held: frozenset[DeviceIdentity] = frozenset()
 
     async def look(self, ref: DeviceRef) -> DeviceView:
         """The volume as it is now."""
         async with self.opened(ref) as device:
-            return (await self._snapshot(ref, device, no_areas)).view
+            return (await self._access.snapshot(ref, device, no_areas)).view
 
     async def read(self, ref: DeviceRef, areas: Areas) -> Snapshot:
         """The volume as it is now, with some of its areas."""
         async with self.opened(ref) as device:
-            return await self._snapshot(ref, device, areas)
+            return await self._access.snapshot(ref, device, areas)
 
     async def read_lost(self, ref: DeviceRef, length: int, headers: int) -> bytes:
         """The bytes where the header copies were of a device that has lost both (``snapshot.read_lost``)."""
         async with self.opened(ref) as device:
-            return await self._read_lost(ref, device, length, headers)
+            return await self._access.read_lost(ref, device, length, headers)
 
-    @asynccontextmanager
-    async def opened(self, ref: DeviceRef) -> AsyncIterator[HeaderDevice]:
+    def opened(self, ref: DeviceRef) -> AbstractAsyncContextManager[HeaderDevice]:
         """The header device, open for reading."""
-        device = await _open(self._host, ref, writable=False)
-        try:
-            yield device
-        finally:
-            device.close()
+        return self._access.opened(ref)
 
     async def run(
         self,
@@ -144,7 +133,7 @@ class Transactor:
                     policy.check_signatures(tuple(await self._host.probe.foreign(device)))
                     await self._finish_crashed(ref, device)
                     progress(Stage.READING)
-                    target = _Target(ref, device, point, progress, volume_key=VOLUME_KEY in secrets)
+                    target = Target(ref, device, point, progress, volume_key=VOLUME_KEY in secrets)
                     return await self._change(target, basis, secrets, deliver)
 
         return await cancellable(work)
@@ -169,13 +158,13 @@ class Transactor:
                 async with self._host.locks.job(device):
                     policy.check_signatures(tuple(await self._host.probe.foreign(device)))
                     progress(Stage.READING)
-                    raw = await self._read_lost(ref, device, *size)
+                    raw = await self._access.read_lost(ref, device, *size)
                     change = decide(raw)
                     base = _basis_of(change)
-                    async with self._session(base.pair.length, secrets) as worker:
-                        result = await self._edited(worker, base, change, progress)
+                    async with workbench(self._host, base.pair.length, secrets) as bench:
+                        result = await bench.edit(base, change, progress)
                     plan = plan_revival(raw, change, result, self._host.entropy.random)
-                    await self._commit(_Target(ref, device, point, progress), plan)
+                    await self._access.commit(Target(ref, device, point, progress), plan)
                     progress(Stage.DONE)
                     return Committed(base.view.uuid, change, 0, plan.seqid_after)
 
@@ -206,7 +195,7 @@ class Transactor:
         async with self.opened(ref) as device:
             async with self._job(device):
                 await self._finish_crashed(ref, device)
-            return (await self._snapshot(ref, device, no_areas)).view
+            return (await self._access.snapshot(ref, device, no_areas)).view
 
     def _job(self, device: HeaderDevice) -> AbstractAsyncContextManager[None]:
         return nullcontext() if device.identity in self._held else self._host.locks.job(device)
@@ -214,26 +203,28 @@ class Transactor:
     async def opened_by(self, ref: DeviceRef, source: SecretSource) -> int:
         """The keyslot that the secret opens, tried on a shadow; raises ``WrongCredential``."""
         async with self.opened(ref) as device:
-            snapshot = await self._snapshot(ref, device, unlocking_areas)
-            async with self._session(snapshot.pair.length, {UNLOCK: source}) as (shadow, session):
-                _fill(shadow, snapshot)
-                return await session.unlock()
+            snapshot = await self._access.snapshot(ref, device, unlocking_areas)
+            async with workbench(self._host, snapshot.pair.length, {UNLOCK: source}) as bench:
+                bench.fill(snapshot)
+                return await bench.session.unlock()
 
     async def check_volume_key(self, ref: DeviceRef, source: SecretSource) -> None:
         """Raise ``WrongCredential`` unless the secret is the volume key, tried on a shadow."""
         async with self.opened(ref) as device:
-            snapshot = await self._snapshot(ref, device, no_areas)
-            async with self._session(snapshot.pair.length, {VOLUME_KEY: source}) as (shadow, session):
-                _fill(shadow, snapshot)
-                await session.take_volume_key()
+            snapshot = await self._access.snapshot(ref, device, no_areas)
+            async with workbench(self._host, snapshot.pair.length, {VOLUME_KEY: source}) as bench:
+                bench.fill(snapshot)
+                await bench.session.take_volume_key()
 
     async def opens(self, ref: DeviceRef, keyslot: Callable[[DeviceView], int], source: SecretSource) -> bool:
         """Whether the secret opens the keyslot that ``keyslot`` picks, tried on a shadow."""
         async with self.opened(ref) as device:
-            snapshot = await self._snapshot(ref, device, lambda seen: (seen.metadata.keyslots[keyslot(seen)].area,))
-            async with self._session(snapshot.pair.length, {UNLOCK: source}) as (shadow, session):
-                _fill(shadow, snapshot)
-                return await session.opens(keyslot(snapshot.view), UNLOCK)
+            snapshot = await self._access.snapshot(
+                ref, device, lambda seen: (seen.metadata.keyslots[keyslot(seen)].area,)
+            )
+            async with workbench(self._host, snapshot.pair.length, {UNLOCK: source}) as bench:
+                bench.fill(snapshot)
+                return await bench.session.opens(keyslot(snapshot.view), UNLOCK)
 
     async def mend(self, ref: DeviceRef, device: HeaderDevice, rules: Rules) -> Mended:
         """Make every repair that ``reconcile`` knows, one commit each, with the job lock held.
@@ -242,10 +233,10 @@ class Transactor:
         """
 
         async def work(point: PointOfNoReturn) -> Mended:
-            target = _Target(ref, device, point, ignore)
+            target = Target(ref, device, point, ignore)
             done: tuple[Difference, ...] = ()
             for _ in range(self._attempts):
-                snapshot = await self._snapshot(ref, device, no_areas)
+                snapshot = await self._access.snapshot(ref, device, no_areas)
                 heal = reconcile.needs_heal(snapshot.view)
                 try:
                     if heal:
@@ -254,7 +245,7 @@ class Transactor:
                         plan, step = await self._plan_repair(snapshot, change), preview(snapshot.view, change)
                     else:
                         return Mended(snapshot.view, done)
-                    await self._commit(target, plan)
+                    await self._access.commit(target, plan)
                     done += step
                 except Conflict:
                     continue
@@ -268,7 +259,7 @@ class Transactor:
 
     async def _finish_crashed(self, ref: DeviceRef, device: HeaderDevice) -> None:
         """Heal and wipe what a crash left, before anything new is begun."""
-        seen = (await self._snapshot(ref, device, no_areas)).view
+        seen = (await self._access.snapshot(ref, device, no_areas)).view
         policy.check_requirements(seen)
         if reconcile.needs_heal(seen) or reconcile.repair(seen, reconcile.CRASHES_ONLY):
             try:
@@ -280,19 +271,19 @@ class Transactor:
             heed_cancellation()
 
     async def _change(
-        self, target: "_Target", basis: Basis, secrets: Mapping[str, SecretSource], deliver: Deliver
+        self, target: Target, basis: Basis, secrets: Mapping[str, SecretSource], deliver: Deliver
     ) -> Committed:
         """With the job lock held: one worker for all attempts, for it can read a secret from a pipe only once."""
-        snapshot = await self._snapshot(target.ref, target.device, basis.areas)
+        snapshot = await self._access.snapshot(target.ref, target.device, basis.areas)
         basis.decide(snapshot)
-        async with self._session(snapshot.pair.length, secrets) as worker:
-            return await self._attempt(target, basis, worker, snapshot, deliver)
+        async with workbench(self._host, snapshot.pair.length, secrets) as bench:
+            return await self._attempt(target, basis, bench, snapshot, deliver)
 
     async def _attempt(
         self,
-        target: "_Target",
+        target: Target,
         basis: Basis,
-        worker: tuple[Shadow, EngineSession],
+        bench: Workbench,
         snapshot: Snapshot,
         deliver: Deliver,
     ) -> Committed:
@@ -301,16 +292,16 @@ class Transactor:
         for _ in range(self._attempts):
             change = basis.decide(snapshot)
             policy.check_retirement(snapshot.view, change)
-            plan = await self._prepare(worker, snapshot, change, progress, volume_key=target.volume_key)
+            plan = await self._prepare(bench, snapshot, change, progress, volume_key=target.volume_key)
             if not delivered:
                 progress(Stage.DELIVERING)
                 await deliver()
                 delivered = True
             try:
-                await self._commit(target, plan)
+                await self._access.commit(target, plan)
             except Conflict:
                 progress(Stage.READING)
-                snapshot = await self._snapshot(target.ref, target.device, basis.areas)
+                snapshot = await self._access.snapshot(target.ref, target.device, basis.areas)
                 continue
             progress(Stage.DONE)
             return Committed(snapshot.view.uuid, change, plan.seqid_before, plan.seqid_after)
@@ -318,7 +309,7 @@ class Transactor:
 
     async def _prepare(
         self,
-        worker: tuple[Shadow, EngineSession],
+        bench: Workbench,
         snapshot: Snapshot,
         change: Change,
         progress: Progress,
@@ -327,117 +318,16 @@ class Transactor:
     ) -> CommitPlan:
         """Let libcryptsetup make the change on the shadow, verify it there, and plan the difference."""
         base = snapshot if change.start is None else _basis_of(change)
-        result = await self._edited(worker, base, change, progress, volume_key=volume_key)
+        result = await bench.edit(base, change, progress, volume_key=volume_key)
         return plan_commit(snapshot.pair, change, result, self._host.entropy.random)
 
-    async def _edited(
-        self,
-        worker: tuple[Shadow, EngineSession],
-        base: Snapshot,
-        change: Change,
-        progress: Progress,
-        *,
-        volume_key: bool = False,
-    ) -> ShadowResult:
-        """Let libcryptsetup make the edits on a shadow of ``base``, and verify them there."""
-        shadow, session = worker
-        progress(Stage.DERIVING)
-        _fill(shadow, base)
-        await _load_same(session, base)
-        if change.needs_unlock:
-            await unlock(session, change, volume_key=volume_key)
-        await session.apply(change.edits)
-        progress(Stage.VERIFYING)
-        for added in change.added:
-            if not await session.opens(added.keyslot, added.secret):
-                raise ConsistencyError(f"cannot open the new keyslot {added.keyslot} with its own secret")
-        committed = shadow.read(0, len(base.pair.raw))
-        if change.closing:
-            await session.apply(change.closing)
-        return _result(shadow, base, committed)
-
     async def _plan_repair(self, snapshot: Snapshot, change: Change) -> CommitPlan:
-        async with self._session(snapshot.pair.length, {}) as worker:
-            return await self._prepare(worker, snapshot, change, ignore)
+        async with workbench(self._host, snapshot.pair.length, {}) as bench:
+            return await self._prepare(bench, snapshot, change, ignore)
 
     async def _plan_heal(self, snapshot: Snapshot) -> CommitPlan:
-        """Let libcryptsetup recover the losing copy on a shadow.
-
-        It leaves two valid copies with one sequence number alone, even if they differ; so if its first load has
-        chosen the winner that we have chosen, and changed nothing, the loser is blanked and it is asked again.
-        """
-        async with self._session(snapshot.pair.length, {}) as (shadow, session):
-            _fill(shadow, snapshot)
-            await _load_same(session, snapshot)
-            healed = shadow.read(0, len(snapshot.pair.raw))
-            if healed == snapshot.pair.raw:
-                size = snapshot.pair.hdr_size
-                shadow.write(0 if snapshot.pair.loser is Which.PRIMARY else size, bytes(size))
-                await _load_same(session, snapshot)
-                healed = shadow.read(0, len(snapshot.pair.raw))
-            return plan_heal(snapshot.pair, healed)
-
-    @asynccontextmanager
-    async def _session(
-        self, length: int, secrets: Mapping[str, SecretSource]
-    ) -> AsyncIterator[tuple[Shadow, EngineSession]]:
-        shadow = self._host.shadows.create(length)
-        try:
-            async with self._host.engine.session(shadow, secrets) as session:
-                yield shadow, session
-        finally:
-            shadow.close()
-
-    async def _snapshot(self, ref: DeviceRef, device: HeaderDevice, areas: Areas) -> Snapshot:
-        async with self._host.locks.metadata(device, exclusive=False):
-            return await in_thread(lambda: read_snapshot(ref, device, areas))
-
-    async def _read_lost(self, ref: DeviceRef, device: HeaderDevice, length: int, headers: int) -> bytes:
-        async with self._host.locks.metadata(device, exclusive=False):
-            return await in_thread(lambda: read_lost(ref, device, length, headers))
-
-    async def _commit(self, target: "_Target", plan: CommitPlan) -> None:
-        target.progress(Stage.WAITING_FOR_LOCK)
-        device = target.device
-        async with AsyncExitStack() as stack:
-            # The writable descriptor is closed last: udev probes the device then, and must find it unlocked.
-            writable = await _open(self._host, target.ref, writable=True)
-            stack.callback(writable.close)
-            if writable.identity != device.identity:
-                raise DeviceError(f"cannot write {target.ref.metadata_path}: it is another device than before")
-            await stack.enter_async_context(self._host.locks.metadata(device, exclusive=True))
-            await stack.enter_async_context(self._host.locks.whole_disk(device))
-            entered = _entered(plan, target)
-            await in_thread(lambda: commit.run(plan, writable, entered))
-
-
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """What one operation works on: the device, its point of no return, and who follows it."""
-
-    ref: DeviceRef
-    device: HeaderDevice
-    point: PointOfNoReturn
-    progress: Progress
-    volume_key: bool = False
-
-
-def _entered(plan: CommitPlan, target: _Target) -> Callable[[Phase], None]:
-    """For the committing thread: pass the point of no return where the plan has it, and tell the loop."""
-    loop = asyncio.get_running_loop()
-
-    def entered(phase: Phase) -> None:
-        if phase is plan.point_of_no_return:
-            target.point.pass_it()
-        elif phase is Phase.NEW_AREA:
-            target.point.check()
-        loop.call_soon_threadsafe(target.progress, phase)
-
-    return entered
-
-
-async def _open(host: Host, ref: DeviceRef, *, writable: bool) -> HeaderDevice:
-    return await in_thread(lambda: host.devices.open(ref, writable=writable), undo=lambda device: device.close())
+        async with workbench(self._host, snapshot.pair.length, {}) as bench:
+            return plan_heal(snapshot.pair, await bench.heal(snapshot))
 
 
 def _basis_of(change: Change) -> Snapshot:
@@ -445,51 +335,3 @@ def _basis_of(change: Change) -> Snapshot:
     if change.start is None:
         raise Internal("cannot begin: there is no header to start from")
     return Snapshot(view(change.start.pair), change.start.areas)
-
-
-def _fill(shadow: Shadow, snapshot: Snapshot) -> None:
-    if shadow.length != snapshot.pair.length:
-        raise Conflict("cannot go on: the size of the header has changed meanwhile")
-    shadow.clear()
-    shadow.write(0, snapshot.pair.raw)
-    for area, content in snapshot.areas.items():
-        shadow.write(area.offset, content)
-
-
-async def unlock(session: EngineSession, change: Change, *, volume_key: bool) -> None:
-    """Get the volume key; if keyslots go, by a credential that opens one of those that stay."""
-    if volume_key and change.survivors is not None:
-        raise InvalidRequest("cannot remove a keyslot by the volume key: show the passphrase of a keyslot that stays")
-    if volume_key:
-        return await session.take_volume_key()
-    opened = await session.unlock()
-    if change.survivors is None or opened in change.survivors:
-        return None
-    # The same passphrase may open a keyslot that stays, too.
-    for keyslot in sorted(change.survivors):
-        if await session.opens(keyslot, UNLOCK):
-            return None
-    if opened not in change.destroyed:
-        wanted = " or ".join(map(str, sorted(change.survivors)))
-        raise WrongCredential(f"cannot use this credential: it opens keyslot {opened}, not {wanted}")
-    raise LastKeyslot(f"cannot remove keyslot {opened}: the credential opens no other one; use one that stays")
-
-
-async def _load_same(session: EngineSession, snapshot: Snapshot) -> None:
-    """libcryptsetup must read the header as we do; else we do not understand it, and leave it alone."""
-    if await session.load() != snapshot.view.metadata.raw:
-        if snapshot.pair.doubt:
-            raise NeedsPerson(
-                f"cannot use the header: libcryptsetup accepts a copy that we refuse: {snapshot.pair.doubt}"
-            )
-        raise ConsistencyError("cannot use the header: libcryptsetup reads it otherwise")
-
-
-def _result(shadow: Shadow, snapshot: Snapshot, committed: bytes) -> ShadowResult:
-    headers = len(snapshot.pair.raw)
-    data = {}
-    for extent in shadow.data_extents():
-        start = max(extent.offset, headers)
-        if start < extent.end:
-            data[Extent(start, extent.end - start)] = shadow.read(start, extent.end - start)
-    return ShadowResult(snapshot.areas, committed, shadow.read(0, headers), data)
