@@ -19,7 +19,7 @@ LOCKED = --require-hashes --no-build-isolation
 
 MAN_PAGES = $(patsubst docs/man/%.scd,build/man/%,$(wildcard docs/man/*.scd))
 
-.PHONY: help deps venv venv-dev venv-fuzz demo test test-trixie fuzz check man lock clean
+.PHONY: help deps venv venv-dev venv-fuzz demo test test-trixie fuzz check crash-table man lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo 'make test-trixie  run all tests on Debian 13, in a folder of its own; as root, with mmdebstrap'
 	@echo 'make fuzz    fuzz what reads a header, a token, a shadow, a line of a worker'
 	@echo 'make check   run the formatter, the linters and the type checker'
+	@echo 'make crash-table  examine all crash states, and write docs/crash-states.md'
 	@echo 'make man     build the man pages into build/man'
 	@echo 'make venv    only set up .venv with luksrotd in it'
 	@echo 'make lock    renew packaging/*.lock'
@@ -88,6 +89,10 @@ check: deps venv-dev
 	.venv/bin/ruff check
 	.venv/bin/mypy luksrotd tests/support tests/fuzz
 	.venv/bin/lint-imports
+
+# All crash states of all operations on all geometries; as root, for it works on loop devices.
+crash-table: deps venv-dev
+	.venv/bin/python -m tests.crash.table
 
 man: deps $(MAN_PAGES)
 

@@ -3,6 +3,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import pytest
 
@@ -34,18 +35,19 @@ AS_SAFE = {(FIRST, SECOND), (CLEAR_FIRST, CLEAR_SECOND)}
 
 
 def reorders() -> Iterator[tuple[str, str, Callable[[Sequence[Epoch]], list[Epoch]]]]:
-    """Of each shape: every flush dropped, every two neighbours exchanged, every phase forgotten, and a wipe too soon."""
+    """Of each shape: every flush dropped, every neighbours exchanged, every phase forgotten, the wipe elsewhere."""
     for name, shape in SHAPES.items():
-        for place, (one, next_one) in enumerate(zip(shape, shape[1:], strict=False)):
+        for place, (one, next_one) in enumerate(pairwise(shape)):
             yield name, f"flush after {one} dropped", lambda epochs, place=place: merged(epochs, place)
             if (one, next_one) not in AS_SAFE:
                 yield name, f"{next_one} before {one}", lambda epochs, place=place: swapped(epochs, place)
         for place, one in enumerate(shape):
             yield name, f"{one} forgotten", lambda epochs, place=place: [*epochs[:place], *epochs[place + 1 :]]
-        if WIPE in shape[1:]:
-            yield name, "wipe first", lambda epochs, place=shape.index(WIPE): moved(epochs, place, 0)
-        if WIPE in shape:
-            yield name, "wipe last", lambda epochs, place=shape.index(WIPE): moved(epochs, place, len(epochs) - 1)
+        wipe = shape.index(WIPE) if WIPE in shape else None
+        if wipe:
+            yield name, "wipe first", lambda epochs, place=wipe: moved(epochs, place, 0)
+        if wipe is not None:
+            yield name, "wipe last", lambda epochs, place=wipe: moved(epochs, place, len(epochs) - 1)
             yield name, "the intent never cleared", lambda epochs: epochs[:-2]
         if AREA in shape:
             yield name, "area after both headers", lambda epochs: moved(epochs, 0, 2)

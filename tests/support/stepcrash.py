@@ -6,36 +6,26 @@ generation that the header says is in force opens by its own secret; every keysl
 token.  After reconcile: what holds after the atomic engine's operations.
 """
 
-import asyncio
-import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from luksrotd.cryptsetup.api import Context
-from luksrotd.errors import FormatError, UnknownDevice
-from luksrotd.host.entropy import KernelEntropy
-from luksrotd.host.shadow import MemfdShadows
-from luksrotd.host.worker import WorkerEngine
-from luksrotd.luks2.pair import BadCopy, Pair, parse_pair, read_pair
+from luksrotd.errors import EngineError, LuksrotdError
+from luksrotd.luks2.pair import BadCopy, Pair, parse_pair
 from luksrotd.names import STEPWISE
-from luksrotd.rotation.lineage import Lineage, lineage
+from luksrotd.rotation.lineage import lineage
 from luksrotd.rotation.view import view
-from luksrotd.service.reconciling import Reconciled
-from luksrotd.service.volume import Volumes
 from tests.support import stepdriver
-from tests.support.crash import Enumeration
+from tests.support.crash import Enumeration, Image
 from tests.support.makeimage import make_image
-from tests.support.oracle import MemoryImage, Oracle, opens_any, opens_keyslot, states
+from tests.support.oracle import Libcryptsetup, healed
+from tests.support.realvolume import RealSimulation
 from tests.support.recorder import record
-from tests.support.simulation import MAIN, NEW, OLD, Simulation, run
+from tests.support.simulation import MAIN, NEW, OLD
 
 MIB: Final = 1024 * 1024
-#: Reconciles that run at once, each with a worker process.
-PARALLEL: Final = 4
 #: What has to be done before each verb.
 BEFORE: Final = {
     "enroll": (),
@@ -45,53 +35,51 @@ BEFORE: Final = {
     "abort": ("enroll", "stage"),
     "remove": ("enroll",),
 }
-SECRETS: Final = {1: OLD, 2: NEW}
+SECRETS: Final = {"main": MAIN, "old": OLD, "new": NEW}
+#: Whose secret each generation has.
+OWNERS: Final = {1: "old", 2: "new"}
 
 
-@dataclass(slots=True)
-class StepOracle(Oracle):
-    """As ``Oracle``, but old pairs may be there beside the one in force, in whatever state, if a token names them."""
+class StepOracle:
+    """Judges states: old pairs may be there beside the one in force, in whatever state, if a token names them."""
 
-    opening: dict[object, list[str]] = field(default_factory=dict)
-    """What was found by deriving keys, which takes long: by all that it depends on."""
+    def __init__(self, tool: Libcryptsetup, *, may_be_absent: bool) -> None:
+        self.tool = tool
+        self._may_be_absent = may_be_absent
 
-    def _judge_context(self, context: Context, image: MemoryImage) -> list[str]:
-        wrong = []
-        recovered = read_pair(image.read, image.size)
-        if context.metadata() != recovered.winner.metadata.raw or not recovered.agree:
-            wrong.append("libcryptsetup chose another copy than we, or did not recover the bad one")
-        seen = view(recovered)
+    def judge(self, image: Image) -> list[str]:
+        """What is wrong with the state: as it is, and by each of its valid copies alone."""
+        try:
+            masks = {"both copies": image, **self.tool.alone(image)}
+            return [f"{name}: {what}" for name, masked in masks.items() for what in self._judge(masked)]
+        except LuksrotdError as error:
+            return [f"lost: {error.message}"]
+
+    def _judge(self, image: Image) -> Iterator[str]:
+        try:
+            loaded = self.tool.load(image)
+        except EngineError as error:
+            yield f"libcryptsetup cannot load it: {error.message}"
+            return
+        winner, pair = self.tool.pair(image).winner, self.tool.pair(loaded.image)
+        if loaded.raw != winner.metadata.raw or not healed(pair) or not winner.same_content(pair.winner):
+            yield "libcryptsetup chose another copy than we, or did not recover the bad one"
+        if loaded.keyslots.get(0) != "main":
+            yield "the main passphrase does not open"
+        seen = view(pair)
         line = lineage(seen, "backup")
         if line.unclear:
-            wrong.append(line.unclear)
+            yield line.unclear
         if seen.ordinary != (0,):
-            wrong.append(f"keyslots {seen.ordinary} without a token")
-        if line.current is None and not self.may_be_absent:
-            wrong.append("no generation is in force")
-        known = (json.dumps(recovered.winner.metadata.raw), image.areas_digest(recovered))
-        if known not in self.opening:
-            self.opening[known] = list(self._openings(context, line))
-        return wrong + self.opening[known]
-
-    def _openings(self, context: Context, line: Lineage) -> Iterator[str]:
-        for name, secret in self.keep.items():
-            if not opens_any(context, secret):
-                yield f"{name} does not open"
+            yield f"keyslots {seen.ordinary} without a token"
+        if line.current is None and not self._may_be_absent:
+            yield "no generation is in force"
         for key in (line.current, line.staged):
             if key is None:
                 continue
             generation = key.token.generation
-            if key.keyslot is None or not opens_keyslot(context, self.generations[generation], key.keyslot.id):
+            if key.keyslot is None or loaded.keyslots[key.keyslot.id] != OWNERS[generation]:
                 yield f"generation {generation} ({key.token.state}) does not open"
-
-
-class RealReconcile(Simulation):
-    """A simulated disk below, real libcryptsetup above."""
-
-    def __init__(self, content: bytes) -> None:
-        super().__init__(content)
-        real = replace(self.host, shadows=MemfdShadows(), engine=WorkerEngine(), entropy=KernelEntropy())
-        self.volumes = Volumes(real)
 
 
 @dataclass(slots=True)
@@ -104,66 +92,58 @@ class StepwiseVerb:
     reconciled: int = 0
     wrong: list[str] = field(default_factory=list)
 
-    @property
-    def oracle(self) -> Oracle:
-        """For a state in the middle."""
-        return StepOracle({"main": MAIN}, SECRETS, may_be_absent=self.verb in ("enroll", "remove"))
-
     def judge(self, *, until_wrong: bool = False) -> None:
         """Every state, by libcryptsetup; with ``until_wrong`` none after the first bad one."""
-        oracle = self.oracle
-        for crash, image in states(self.enumeration):
-            self.states += 1
-            try:
-                self.wrong += [f"{self.verb}, epoch {crash.epoch}: {what}" for what in oracle.judge(image)]
-            except (FormatError, UnknownDevice) as error:
-                self.wrong.append(f"{self.verb}, epoch {crash.epoch}: lost: {error.message}")
-            if until_wrong and self.wrong:
-                return
+        with self._tool() as tool:
+            oracle = self._oracle(tool)
+            for image in self.enumeration.images():
+                self.states += 1
+                self.wrong += [f"{self.verb}: {what}" for what in oracle.judge(image)]
+                if until_wrong and self.wrong:
+                    return
 
     def reconcile(self) -> None:
         """Every state whose header means something else than those before it."""
-        todo = self._different()
-        while batch := list(islice(todo, PARALLEL)):
-            for simulation, done in zip(batch, run(_reconcile_all(batch)), strict=True):
-                self.reconciled += 1
-                self.wrong += [f"{self.verb}, reconcile leaves {found.code}: {found.message}" for found in done.left]
-                self.wrong += [f"{self.verb}, after reconcile: {what}" for what in self._after(simulation)]
+        seen: set[Hashable] = set()
+        with self._tool() as tool:
+            oracle = self._oracle(tool)
+            for image in self.enumeration.images():
+                meaning = _meaning(tool.pair(image))
+                if meaning not in seen:
+                    seen.add(meaning)
+                    self._reconcile(image, oracle)
 
-    def _different(self) -> Iterator[RealReconcile]:
-        seen: set[tuple[object, ...]] = set()
-        for _, image in states(self.enumeration):
-            content = image.read(0, image.size)
-            meaning = _meaning(parse_pair(content))
-            if meaning not in seen:
-                seen.add(meaning)
-                yield RealReconcile(content)
-
-    def _after(self, simulation: Simulation) -> list[str]:
-        """One of the two ends, with nothing left of the other."""
+    def _reconcile(self, image: Image, oracle: StepOracle) -> None:
+        """To one of the two ends, with nothing left of the other."""
+        simulation = RealSimulation(bytes(image), sector_size=image.sector)
+        self.reconciled += 1
+        wrong = [f"{found.code}: {found.message}" for found in simulation.reconcile().left]
         content, pair = simulation.disk.content, simulation.pair
-        wrong = [] if pair.agree else ["the copies differ"]
-        image = MemoryImage(content, self.enumeration.headers)
-        try:
-            wrong += self.oracle.judge(image)
-        finally:
-            image.close()
-        base = bytes(self.enumeration.base)
-        ends = [parse_pair(end) for end in (base, self.enumeration.final)]
-        if _said(pair) not in [_said(end) for end in ends]:
+        wrong += [] if pair.agree else ["the copies differ"]
+        before = bytes(self.enumeration.base)
+        wrong += oracle.judge(Image(before, image.sector, _changes(before, content, image.sector)))
+        if _said(pair) not in [_said(parse_pair(end)) for end in (before, self.enumeration.final)]:
             wrong.append("neither as before nor as after")
-        for area in ends[0].referenced:
-            kept = content[area.offset : area.end] == base[area.offset : area.end]
+        for area in parse_pair(before).referenced:
+            kept = content[area.offset : area.end] == before[area.offset : area.end]
             if kept and area not in pair.referenced:
                 wrong.append("the retired area is intact")
         logged = len(simulation.disk.log)
         simulation.reconcile()
         if len(simulation.disk.log) != logged:
             wrong.append("a second reconcile writes")
-        return wrong
+        self.wrong += [f"{self.verb}, after reconcile: {what}" for what in wrong]
+
+    def _tool(self) -> Libcryptsetup:
+        tool = Libcryptsetup(bytes(self.enumeration.base), self.enumeration.headers, SECRETS)
+        tool.learn([self.enumeration.starts[0], self.enumeration.starts[-1]])
+        return tool
+
+    def _oracle(self, tool: Libcryptsetup) -> StepOracle:
+        return StepOracle(tool, may_be_absent=self.verb in ("enroll", "remove"))
 
 
-def recorded(verb: str, directory: Path) -> StepwiseVerb:
+def recorded(verb: str, directory: Path, sector: int = 512) -> StepwiseVerb:
     """``verb`` by the stepwise engine on a volume of 4 MiB in ``directory``, seen by strace."""
     image = make_image(directory / f"{verb}.img", key=MAIN, keyslots_size=2 * MIB, size=4 * MIB)
     for earlier in BEFORE[verb]:
@@ -173,11 +153,7 @@ def recorded(verb: str, directory: Path) -> StepwiseVerb:
     assert recording.status == 0, recording.stderr.decode()
     assert not recording.epochs[-1], "the last write was not flushed"
     epochs = [epoch for epoch in recording.epochs if epoch]
-    return StepwiseVerb(verb, Enumeration(recording.before, epochs, 2 * parse_pair(recording.before).hdr_size))
-
-
-async def _reconcile_all(simulations: Sequence[Simulation]) -> Sequence[Reconciled]:
-    return await asyncio.gather(*(each.volumes.reconcile(each.ref) for each in simulations))
+    return StepwiseVerb(verb, Enumeration(recording.before, epochs, 2 * parse_pair(recording.before).hdr_size, sector))
 
 
 def _meaning(pair: Pair) -> tuple[object, ...]:
@@ -186,6 +162,15 @@ def _meaning(pair: Pair) -> tuple[object, ...]:
         pair.winner.raw,
         *(copy.which if isinstance(copy, BadCopy) else copy.raw for copy in (pair.primary, pair.secondary)),
     )
+
+
+def _changes(before: bytes, after: bytes, sector: int) -> dict[int, bytes]:
+    """The sectors that differ."""
+    return {
+        n: after[n * sector : (n + 1) * sector]
+        for n in range(len(before) // sector)
+        if before[n * sector : (n + 1) * sector] != after[n * sector : (n + 1) * sector]
+    }
 
 
 def _said(pair: Pair) -> object:
