@@ -27,7 +27,7 @@ from luksrotd.rotation.edits import UNLOCK
 from luksrotd.rotation.lineage import lineage
 from luksrotd.rotation.sets import SetState, Standing
 from luksrotd.rotation.view import view
-from luksrotd.service.sets import Happened, SetRequest
+from luksrotd.service.setwork import Happened, SetRequest
 from tests.support.simdisk import SimDevice
 from tests.support.simengine import make_volume
 from tests.support.simlocks import Level
