@@ -46,11 +46,17 @@ def test_all_that_is_added_is_on_the_device_before_the_first_header_names_it(nam
     assert [write.offset for epoch in scenario.epochs[1:3] for write in epoch] == [0, headers // 2]
 
 
-def test_sectors_of_4096_bytes(report):
-    scenario = simulated("rotation", sector=4096)
+#: Bytes of a sector, a header copy and a volume key: a few combinations, tests/crash/table.py has the others.
+GEOMETRIES = [(4096, 16384, 1), (512, 65536, 32), (4096, 65536, 64)]
+
+
+@pytest.mark.parametrize(("sector", "hdr_size", "key_size"), GEOMETRIES)
+def test_other_geometries(sector, hdr_size, key_size, report):
+    scenario = simulated("rotation", sector=sector, hdr_size=hdr_size, key_size=key_size)
     judge = Judge(scenario, depth=2)
     assert judge_all(judge, scenario.enumeration()) == []
-    report(f"simulated rotation, 4096-byte sectors: {judge.states} crash states (depth 2), 0 violations")
+    where = f"{sector}-byte sectors, headers of {hdr_size // 1024} KiB, a key of {8 * key_size} bit"
+    report(f"simulated rotation, {where}: {judge.states} crash states (depth 2), 0 violations")
 
 
 def test_states_that_reconcile_cannot_tell_apart_need_not_be_reconciled_each():

@@ -7,7 +7,7 @@ from luksrotd.luks2.layout import Which
 from tests.support import forge
 from tests.support.crash import Image
 from tests.support.crashverbs import SECRETS
-from tests.support.examination import Examiner, complaint
+from tests.support.examination import Examiner
 from tests.support.forge import Json
 from tests.support.leftovers import Classifier, Leftover, tally
 from tests.support.oracle import Libcryptsetup
@@ -141,15 +141,13 @@ def test_what_other_tools_leave(name, report):
 
 
 def test_the_stepwise_engine_leaves_what_reconcile_can_tell(report):
-    """In between it is in parts; but nothing leaks, no token describes another key, and reconcile ends it cleanly."""
+    """In between it is in parts, which reconcile ends (test_stepwise.py); but nothing leaks, and no token lies."""
     seen = observed("stepwise rotation", COARSE)
-    found = Examiner(seen.secrets, atomic=False).examine(seen.recorded)
-    assert complaint(found) == ""
+    found = Examiner(seen.secrets, atomic=False, reconcile=False).examine(seen.recorded)
     never = {Leftover.LOST, Leftover.NO_BACKUP, Leftover.LEAKED, Leftover.OTHER_KEY, Leftover.INTACT}
     assert not never & set(found.before.found)
-    report(
-        f"stepwise rotation, 4096-byte sectors: {found.states} crash states, {found.reconciled} reconciled, all clean"
-    )
+    assert found.before.found[Leftover.TWO_PAIRS] > 0
+    report(f"stepwise rotation, 4096-byte sectors: {found.states} crash states, no leak in any")
 
 
 @pytest.mark.parametrize("verb", ["rotation", "staging", "removal"])
