@@ -5,6 +5,7 @@ Only the disk below is simulated, so that its power can be cut.
 """
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +25,6 @@ from luksrotd.rotation.view import view
 from luksrotd.service.volume import Volumes
 from tests.model.machine import Volume
 from tests.support import makeimage
-from tests.support.oracle import MemoryImage
 from tests.support.simulation import Simulation
 
 MIB = 1024 * 1024
@@ -131,9 +131,10 @@ class RealVolume(Volume):
     def _try(self, content: bytes, copy: HeaderCopy, keyslot: int) -> str:
         size = len(copy.raw)
         other = 0 if copy.header.which is Which.SECONDARY else size
-        image = MemoryImage(content[:other] + bytes(size) + content[other + size :], 2 * size)
+        image = os.memfd_create("one-copy", os.MFD_CLOEXEC)
         try:
-            with Context(image.path) as context:
+            os.pwrite(image, content[:other] + bytes(size) + content[other + size :], 0)
+            with Context(f"/proc/self/fd/{image}") as context:
                 for name, secret in reversed(self.secrets.items()):
                     memory = SafeMemory(len(secret))
                     memory.view()[:] = secret
@@ -141,7 +142,7 @@ class RealVolume(Volume):
                         if context.opens(memory, keyslot):
                             return name
         finally:
-            image.close()
+            os.close(image)
         return ""
 
     def _written(self) -> Path:
