@@ -118,7 +118,7 @@ def plain():
 def enrolled(plain):
     plain.enroll()
     plain.disk.log.clear()
-    plain.disk._writes = plain.disk._flushes = 0
+    plain.disk.writes = plain.disk.flushes = 0
     plain.engine.calls.clear()
     plain.locks.log.clear()
     return plain
