@@ -2,6 +2,7 @@
 """The predicates can tell right from wrong: each is shown a state that breaks it."""
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 
@@ -101,6 +102,23 @@ def test_I3_a_keyslot_without_its_token():
         ("I3", "unexpected generations of key 'backup': none"),
         ("I3", "a keyslot of key 'backup' has no token"),
     }
+
+
+def test_I3_a_keyslot_may_be_without_a_token_only_if_it_is_said_so():
+    """Before an adoption, after a release."""
+    image = forge.edited(OURS, lambda raw: raw["tokens"].pop("0"))
+    allowed = {"backup": frozenset({(0, 0), (1, 0)})}
+    assert violations(image, replace(EXPECTED, allowed=allowed)) == {("I3", "a keyslot of key 'backup' has no token")}
+    alone = frozenset({opener_of(OURS, 1)})
+    assert violations(image, replace(EXPECTED, allowed=allowed, alone=alone)) == set()
+
+
+def test_I1_a_token_may_have_lost_its_keyslot_only_if_it_is_said_so():
+    image = forge.keyslot_removed(OURS, 1)
+    what = "what the token of 'backup' describes does not open"
+    assert ("I1", what) in violations(image)
+    assert ("I1", what) in violations(image, replace(EXPECTED, orphaned=frozenset({("backup", 2)})))
+    assert ("I1", what) not in violations(image, replace(EXPECTED, orphaned=frozenset({("backup", 1)})))
 
 
 def test_I3_two_live_pairs():
