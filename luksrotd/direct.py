@@ -32,7 +32,8 @@ from luksrotd.names import ATOMIC, STEPWISE
 from luksrotd.ports import DeviceLocks, DeviceRef, Host, Journal, KeyslotEngine
 from luksrotd.rotation.sets import SetStatus
 from luksrotd.service.headers import Headers
-from luksrotd.service.sets import SetRequest, SetResult, VolumeSets
+from luksrotd.service.sets import VolumeSets
+from luksrotd.service.setwork import SetRequest, SetResult
 from luksrotd.service.stepwise import StepwiseVolumes
 from luksrotd.service.volume import Hold, Volumes
 

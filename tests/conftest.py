@@ -22,10 +22,14 @@ settings.load_profile("default")
 COUNTED = ("unit", "property", "vectors")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Keep the inventories of this process, and of all that it starts, out of the machine's own directory."""
-    os.environ["STATE_DIRECTORY"] = directory = tempfile.mkdtemp(prefix="luksrotd-state-")
-    config.add_cleanup(lambda: shutil.rmtree(directory))
+#: Where inventories go, of this process and of all that it starts: not into the machine's own directory.  Set at once,
+#: for other modules take the environment when they are imported.
+os.environ["STATE_DIRECTORY"] = STATE = tempfile.mkdtemp(prefix="luksrotd-state-")
+
+
+def pytest_unconfigure() -> None:
+    """Leave nothing on the machine."""
+    shutil.rmtree(STATE)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -102,11 +102,12 @@ def status(views: Sequence[DeviceView], name: str, group: str | None = None) -> 
     """Where the key ``name`` stands on these volumes.
 
     ``group``: the id of the set; without it, the one for which something is staged on them, else the one for which all
-    of them were finished.
+    of them were finished.  One volume alone is a set, too, of which its key knows nothing.
     """
     lines = [lineage(view, name) for view in views]
     wanted = group or under_way(views, name) or _through(lines)
-    members = tuple(_member(view, line, wanted) for view, line in zip(views, lines, strict=True))
+    alone = len(views) == 1 and wanted is None
+    members = tuple(_member(view, line, wanted, alone=alone) for view, line in zip(views, lines, strict=True))
     groups = {member.group for member in members if member.group is not None}
     odd = [f"{member.uuid}: {member.why}" for member in members if member.why]
     if len(groups) > 1:
@@ -155,7 +156,7 @@ def _group_id(key: ManagedKey | None) -> str | None:
     return key.token.group.id if key is not None and key.token.group is not None else None
 
 
-def _member(view: DeviceView, line: Lineage, group: str | None) -> Member:
+def _member(view: DeviceView, line: Lineage, group: str | None, *, alone: bool) -> Member:
     key = line.staged or line.current
     if view.pair.doubt:
         return Member(view.uuid, Standing.OTHER, why=view.pair.doubt)
@@ -167,7 +168,7 @@ def _member(view: DeviceView, line: Lineage, group: str | None) -> Member:
         return replace(found, why=key.oddity)
     if line.staged is None:
         return replace(found, standing=Standing.FINISHED if ours else Standing.OLD, group=ours)
-    if ours is None:
+    if ours is None and not alone:
         other = _group_id(key)
         what = f"for set {other}" if other else "on it alone"
         return replace(found, why=f"generation {found.generation} is staged {what}")

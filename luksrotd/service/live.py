@@ -18,6 +18,7 @@ from luksrotd.errors import (
     NeedsReconcile,
     Outcome,
 )
+from luksrotd.luks2.areas import Extent
 from luksrotd.ports import DeviceRef, EngineSession, HeaderDevice, Host, LiveEngine, SecretSource
 from luksrotd.rotation import policy, stepwise
 from luksrotd.rotation.edits import VOLUME_KEY, AddKeyslot, DestroyKeyslot, Edit
@@ -131,7 +132,7 @@ class Stepper:
             volume.progress(_phase(number, edit))
             try:
                 current = await self._step(volume, session, current, edit)
-                if isinstance(edit, AddKeyslot) and not await session.opens(edit.keyslot, edit.secret):
+                if isinstance(edit, AddKeyslot) and not await self._is_born(volume, session, current, edit):
                     await self._withdraw(volume, session, current, edit)
             except LuksrotdError as error:
                 if error.outcome is not Outcome.UNKNOWN:
@@ -139,13 +140,27 @@ class Stepper:
                 raise
         return current
 
+    async def _is_born(self, volume: _Volume, session: EngineSession, current: Snapshot, added: AddKeyslot) -> bool:
+        """Whether the new secret opens the new keyslot, and would after a reboot."""
+        area = current.view.metadata.keyslots[added.keyslot].area
+        return await self._landed(volume.device, area) and await session.opens(added.keyslot, added.secret)
+
+    async def _landed(self, device: HeaderDevice, area: Extent) -> bool:
+        """Whether the medium holds what the page cache shows there: libcryptsetup ignores a flush that failed."""
+
+        def same() -> bool:
+            return device.read_medium(area.offset, area.size) == device.read(area.offset, area.size)
+
+        async with self._host.locks.metadata(device, exclusive=False):
+            return await in_thread(same)
+
     async def _withdraw(self, volume: _Volume, session: EngineSession, current: Snapshot, added: AddKeyslot) -> None:
         """Before the old pair is touched: the new one is no good.  Raises ``ConsistencyError``."""
         assert added.token is not None  # noqa: S101 - all that ``stepwise`` adds are born with one
         for edit in stepwise.withdraw(current.view, added.token).edits:
             current = await self._step(volume, session, current, edit)
         volume.made = 0
-        raise ConsistencyError(f"cannot open the new keyslot {added.keyslot} with its own secret")
+        raise ConsistencyError(f"cannot open the new keyslot {added.keyslot} with its own secret from the medium")
 
     async def _step(self, volume: _Volume, session: EngineSession, before: Snapshot, edit: Edit) -> Snapshot:
         """One edit, and the volume after it.
@@ -163,6 +178,8 @@ class Stepper:
         try:
             after = await self._look(volume.ref, volume.device)
             made = stepwise.made(before.pair, after.pair, edit)
+            if made and isinstance(edit, DestroyKeyslot):
+                await self._check_wiped(volume.device, before.view.metadata.keyslots[edit.keyslot].area)
         except LuksrotdError as error:
             if failure is None:
                 error.outcome = Outcome.UNKNOWN
@@ -175,6 +192,13 @@ class Stepper:
         if not made:
             raise EngineError("cannot go on: libcryptsetup reports a change that it has not made")
         return after
+
+    async def _check_wiped(self, device: HeaderDevice, area: Extent) -> None:
+        """Raise ``ConsistencyError`` if the medium still holds the key that went."""
+        if not await self._landed(device, area):
+            raise ConsistencyError(
+                f"cannot wipe {area.size} bytes at {area.offset}: the medium still holds a retired key"
+            )
 
     async def _clean_up(self, volume: _Volume, steps: Steps, error: LuksrotdError) -> Outcome:
         """Take back, or finish, what a failure has cut short; what is true then.

@@ -59,7 +59,8 @@ def mounted(kind, where, options):
     try:
         yield where
     finally:
-        run("umount", str(where))
+        # Somebody's udevd may still have the loop device on it open.
+        run("umount", "--lazy", str(where))
 
 
 @contextmanager

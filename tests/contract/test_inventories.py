@@ -86,9 +86,9 @@ def test_garbage_is_told_and_replaced(directory, content):
     assert inventories.load(UUID) == ONE
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/etc/passwd")])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to(path.with_name(f"{OTHER}.json"))])
 def test_only_a_regular_file_is_read(directory, make):
-    directory.mkdir(parents=True)
+    FileInventories(str(directory)).save(OTHER, ONE)
     make(directory / f"{UUID.lower()}.json")
     with pytest.raises(StateError):
         FileInventories(str(directory)).load(UUID)

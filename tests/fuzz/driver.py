@@ -6,7 +6,7 @@ What is fuzzed must have been imported under ``atheris.instrument_imports`` befo
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from random import Random
 
@@ -34,6 +34,11 @@ class Choices(Random):
     def random(self) -> float:
         """A number below 1."""
         return self.getrandbits(16) / 2**16
+
+
+def some_choices() -> Iterator[bytes]:
+    """Inputs to begin with: libFuzzer alters few bytes at a time, and would come to many places late."""
+    return (Random(seed).randbytes(128) for seed in range(300))
 
 
 def mutate_json(data: bytes, max_size: int, seed: int) -> bytes:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from luksrotd.errors import RefusedError, RequestError
 from luksrotd.luks2.areas import Extent
 from luksrotd.luks2.layout import Which
+from luksrotd.luks2.pair import Pair
 from luksrotd.rotation import adoption, keys, policy, reconcile, staging
 from luksrotd.rotation.adoption import AdoptRequest, RecreateRequest
 from luksrotd.rotation.change import Change
@@ -30,14 +31,14 @@ from luksrotd.rotation.leftovers import Rules
 from luksrotd.rotation.lineage import lineage
 from luksrotd.rotation.preview import preview
 from luksrotd.rotation.staging import StageRequest
-from luksrotd.rotation.view import DeviceView
+from luksrotd.rotation.view import DeviceView, view
 from tests.support import forge
 from tests.support.planning import ENROLL, FRESH, KEEP, NOW, ROTATE, after, instants, planned
 from tests.support.schema import Schema
 from tests.support.simengine import make_volume, opened_by
 
 #: An example is a whole transaction: fewer of them, unless a profile asks for many.
-few = settings(max_examples=max(50, settings().max_examples // 2))
+few = settings(max_examples=max(30, settings().max_examples // 3))
 CRASH_ONLY = Rules(orphans=False)
 SCHEMA = Schema.of_tokens()
 NOTE = {"type": "note", "keyslots": []}
@@ -78,21 +79,21 @@ def with_note(image: bytes, number: int, names: list[str]) -> bytes:
 
 
 @st.composite
-def mixes(draw: st.DrawFn, view: DeviceView) -> Decision:
+def mixes(draw: st.DrawFn, seen: DeviceView) -> Decision:
     """Keyslots and tokens come and go in one draft."""
     adds = draw(st.integers(0, 2))
     notes = draw(st.lists(st.booleans(), max_size=2))
-    slots = draw(st.sets(st.sampled_from(sorted(view.metadata.keyslots)), max_size=2))
-    gone = draw(st.sets(st.sampled_from(sorted(view.metadata.tokens) or [31]), max_size=2))
+    slots = draw(st.sets(st.sampled_from(sorted(seen.metadata.keyslots)), max_size=2))
+    gone = draw(st.sets(st.sampled_from(sorted(seen.metadata.tokens) or [31]), max_size=2))
 
-    def decide(seen: DeviceView) -> Change:
-        draft = Draft(seen)
+    def decide(again: DeviceView) -> Change:
+        draft = Draft(again)
         added = [draft.add_keyslot(NEW, PBKDF_FOR_RANDOM_KEYS) for _ in range(adds)]
         for named in notes:
             draft.set_token({**NOTE, "keyslots": [str(number) for number in added] if named else []})
         for keyslot in slots:
             draft.destroy_keyslot(keyslot)
-            for key in seen.keys:  # or it would nearly always be refused
+            for key in again.keys:  # or it would nearly always be refused
                 if keyslot in key.token.keyslots:
                     draft.remove_token(key.token.id)
         for token in gone:
@@ -230,6 +231,18 @@ def test_I6_after_success_what_goes_is_gone_and_nothing_is_left_to_do(case):
     assert check_done(forge.pair_of(case.done), reader(case.done), gone, retired) == ()
     assert not any(token["type"] == "luksrotd-wipe" for token in forge.json_of(case.done)["tokens"].values())
     assert len(opened_by(case.done, FRESH)) == len(case.change.added)
+
+
+@few
+@given(cases())
+def test_I6_as_long_as_a_retired_key_is_there_every_copy_names_it(case):
+    retired = case.change.retired(forge.view_of(case.image).metadata)
+    for _, state in instants(case.image, case.plan):
+        for copy in forge.pair_of(state).valid:
+            alone = view(Pair(copy, copy, state[: 2 * copy.header.hdr_size]))
+            for area in retired:
+                intact = state[area.offset : area.end] == case.image[area.offset : area.end]
+                assert not intact or area in (*copy.metadata.areas, *alone.pending)
 
 
 @few

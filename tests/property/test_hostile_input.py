@@ -57,6 +57,13 @@ def test_a_backup_altered_in_any_way(image, other, rng):
     hostile.check_backup(image, mutation.altered(rng, other))
 
 
+@pytest.mark.parametrize("seqid", [2**64 - 2, 2**64 - 1])
+def test_a_header_whose_sequence_number_cannot_rise_much(seqid):
+    image = forge.with_fields(VOLUMES[0], seqid=seqid)
+    assert hostile.check_header(image, len(image)) is not None
+    hostile.check_backup(VOLUMES[0], image)
+
+
 @given(st.sampled_from(TOKENS), choices)
 def test_a_token_altered_in_any_way(token, rng):
     for _ in range(rng.randint(1, 3)):

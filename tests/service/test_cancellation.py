@@ -6,7 +6,7 @@ import asyncio
 import pytest
 
 from luksrotd.errors import Cancelled, DeviceError, Outcome
-from luksrotd.service.cancellation import PointOfNoReturn, cancellable, heed_cancellation
+from luksrotd.service.cancellation import PointOfNoReturn, cancellable, heed_cancellation, to_the_end
 
 
 async def started(work):
@@ -98,6 +98,29 @@ async def test_a_cancel_that_was_swallowed_is_heeded_later():
     task = await started(outer)
     task.cancel()
     await asyncio.sleep(0)
+    release.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.asyncio
+async def test_what_must_come_to_its_end_does_and_the_cancel_is_kept_for_later():
+    release, reached = asyncio.Event(), asyncio.Event()
+
+    async def work():
+        reached.set()
+        await release.wait()
+        return "undone"
+
+    async def outer():
+        assert await to_the_end(work()) == "undone"
+        heed_cancellation()
+
+    task = asyncio.create_task(outer())
+    await reached.wait()
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
     release.set()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -211,7 +211,8 @@ def test_one_good_copy_is_healed_first(machine):
 @pytest.mark.parametrize("number", range(6))
 def test_a_device_that_fails_is_told_of_truthfully(machine, number):
     compared = machine.compare()
-    machine.volume.disk.faults.writes[machine.volume.disk._writes + number] = 0
+    before = sum(isinstance(operation, Write) for operation in machine.volume.disk.log)
+    machine.volume.disk.faults.writes[before + number] = 0
     with pytest.raises(DeviceError) as caught:
         machine.restore(compared)
     expected = [Outcome.UNCHANGED, Outcome.UNCHANGED, Outcome.UNKNOWN, Outcome.WIPE_PENDING, Outcome.WIPE_PENDING]

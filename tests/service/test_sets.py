@@ -14,6 +14,7 @@ from luksrotd.errors import (
     ForeignSignature,
     InvalidRequest,
     NeedsPerson,
+    NoFreeArea,
     Outcome,
     SecretRejected,
     UnknownDevice,
@@ -26,7 +27,7 @@ from luksrotd.rotation.edits import UNLOCK
 from luksrotd.rotation.lineage import lineage
 from luksrotd.rotation.sets import SetState, Standing
 from luksrotd.rotation.view import view
-from luksrotd.service.sets import Happened, SetRequest
+from luksrotd.service.setwork import Happened, SetRequest
 from tests.support.simdisk import SimDevice
 from tests.support.simengine import make_volume
 from tests.support.simlocks import Level
@@ -120,10 +121,11 @@ def test_a_key_that_cannot_be_made_safe_is_staged_nowhere(simulated):
 @pytest.mark.parametrize("name", [UNLOCK, NEW_NAME])
 def test_a_secret_that_can_be_read_only_once_is_refused(simulated, name):
     reader, writer = os.pipe()
+    os.write(writer, MAIN)
+    os.close(writer)
     with secrets(unlock=MAIN, new=NEW) as sources, pytest.raises(SecretRejected, match="only once"):
         run(simulated.sets.stage(simulated.refs, {**sources, name: SecretFd(reader)}, REQUEST))
     os.close(reader)
-    os.close(writer)
     assert simulated.order == []
 
 
@@ -167,6 +169,16 @@ def test_what_one_volume_refuses_is_refused_before_anything_is_written(simulated
         simulated.stage()
     assert simulated.order == []
     assert simulated.devices.leaked == ()
+
+
+def test_a_volume_without_room_is_found_before_anything_is_written(simulated):
+    full = SimulatedSet([make_volume([MAIN], areas=2)])
+    with secrets(unlock=MAIN, new=OLD) as sources:
+        run(full.volumes.enroll(full.refs[0], sources, data={}, pbkdf=CHEAP))
+    simulated = SimulatedSet([*simulated.images[:2], *full.images])
+    with pytest.raises(NoFreeArea, match=r"\(/dev/sim2\)$"):
+        simulated.stage()
+    assert simulated.order == []
 
 
 def another_credential(number):
@@ -324,8 +336,11 @@ def test_what_was_staged_alone_is_no_set(simulated, step):
     assert simulated.order == []
 
 
-def cancelled_at(simulated, work, call, turn):
-    """Run ``work``, and cancel it when the engine is called with ``call`` for the ``turn``-th time."""
+def cancelled_at(simulated, work, call, turn, *, again=False):
+    """Run ``work``, and cancel it when the engine is called with ``call`` for the ``turn``-th time.
+
+    ``again``: and at each of its calls afterwards.
+    """
 
     async def main():
         task = asyncio.ensure_future(work)
@@ -333,7 +348,7 @@ def cancelled_at(simulated, work, call, turn):
 
         def on_call(name):
             seen.append(name)
-            if seen.count(call) == turn and name == call:
+            if seen.count(call) >= turn and (again or (name == call and seen.count(call) == turn)):
                 task.cancel()
 
         simulated.engine.on_call = on_call
@@ -352,6 +367,14 @@ def test_who_stops_it_half_way_gets_it_undone(simulated, keep):
     assert [type(error) for error in result.errors] == [Cancelled]
     assert open_by(simulated) == ["mon" if keep else "mo", "mo", "mo"]
     assert simulated.locks._holds == []
+
+
+def test_no_impatience_keeps_it_from_being_undone(simulated):
+    with secrets(unlock=MAIN, new=NEW) as sources:
+        work = simulated.sets.stage(simulated.refs, sources, REQUEST)
+        result = cancelled_at(simulated, work, "unlock", 3, again=True)
+    assert happened(result) == [Happened.UNDONE, Happened.UNDONE, Happened.FAILED]
+    assert (result.state, open_by(simulated)) == (SetState.UNSTAGED, ["mo"] * SIZE)
 
 
 def test_who_stops_it_before_it_has_begun_is_cancelled(simulated):

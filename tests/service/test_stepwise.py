@@ -2,6 +2,8 @@
 """The stepwise engine on a simulated host: what it does, and what is true when it is stopped."""
 
 import asyncio
+import itertools
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -116,7 +118,7 @@ def plain():
 def enrolled(plain):
     plain.enroll()
     plain.disk.log.clear()
-    plain.disk._writes = plain.disk._flushes = 0
+    plain.disk.writes = plain.disk.flushes = 0
     plain.engine.calls.clear()
     plain.locks.log.clear()
     return plain
@@ -261,13 +263,15 @@ def test_a_write_that_fails(enrolled, number, arrived):
 @pytest.mark.parametrize("landed", [0, None], ids=["lost", "landed"])
 @pytest.mark.parametrize("number", range(30))
 def test_a_flush_that_fails(enrolled, number, landed):
-    """libcryptsetup does not notice, so some of them are noticed by nobody: then nothing was lost."""
+    """libcryptsetup does not notice; we do, if anything was lost by it."""
     enrolled.disk.faults.flushes = {number: landed}
-    told = Outcome.COMMITTED
     try:
         enrolled.rotate()
     except LuksrotdError as error:
         told = error.outcome
+    else:
+        told = Outcome.COMMITTED
+        assert enrolled.disk.medium() == enrolled.disk.content, "what it reports is on the medium"
     finished(enrolled, told)
 
 
@@ -372,14 +376,25 @@ def test_the_next_run_finishes_what_was_cut(enrolled, number):
 # ---- other tools, meanwhile
 
 
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", range(11))
 def test_another_tool_that_writes_between_two_steps(enrolled, number):
-    enrolled.at("load", number, enrolled.foreign_token)
+    """Right after the header has been read for the ``number``-th time, from 0."""
+    metadata, counted = enrolled.locks.metadata, itertools.count()
+
+    @asynccontextmanager
+    async def overtaken(device, *, exclusive):
+        async with metadata(device, exclusive=exclusive):
+            yield
+        if next(counted) == number:
+            enrolled.foreign_token()
+
+    enrolled.locks.metadata = overtaken
     try:
         told = enrolled.rotate() and Outcome.COMMITTED
     except Conflict as error:
         told = error.outcome
-    assert enrolled.seen.metadata.raw["tokens"].pop("9", FOREIGN) == FOREIGN
+    assert next(counted) > number, "the header is read so often"
+    assert enrolled.seen.metadata.raw["tokens"].pop("9") == FOREIGN
     assert told in (Outcome.COMMITTED, Outcome.UNCHANGED)
     assert enrolled.opens(NEW if told is Outcome.COMMITTED else OLD)
     assert len(enrolled.seen.keys) == 1

@@ -11,10 +11,12 @@ from typing import Final
 
 from luksrotd.luks2.pair import parse_pair
 from luksrotd.rotation.draft import Draft
+from luksrotd.service.headers import Headers
 from tests.support import forge
 from tests.support.crash import Enumeration
 from tests.support.crashjudge import Scenario, record
 from tests.support.simengine import HDR_SIZE, KEY_SIZE, make_volume
+from tests.support.simfiles import SimFiles
 from tests.support.simulation import CHEAP, MAIN, NEW, OLD, Simulation, run
 
 OTHER: Final = b"another passphrase"
@@ -163,6 +165,36 @@ def _first_header(simulation: Simulation) -> None:
     _cut(simulation, rotate, 2, 0)
 
 
+#: Backups that were made while volumes were prepared, by the header of the volume that they are to be restored to.
+_BACKUPS: Final[dict[bytes, bytes]] = {}
+
+
+def _backup_then(*changes: Callable[[Simulation], object]) -> Callable[[Simulation], None]:
+    """Enrol a key, back the header up, then change the volume."""
+
+    def prepare(simulation: Simulation) -> None:
+        enroll(simulation)
+        files = SimFiles()
+        run(Headers(simulation.host, files).backup(simulation.ref, "backup"))
+        for change in changes:
+            change(simulation)
+        _BACKUPS[simulation.pair.raw] = files.content["backup"]
+
+    return prepare
+
+
+def backup_for(headers: bytes) -> bytes:
+    """The backup that a prepared volume with these header bytes is to get."""
+    return _BACKUPS[headers]
+
+
+def _restore(simulation: Simulation) -> None:
+    files = SimFiles()
+    files.content["backup"] = backup_for(run(simulation.volumes.look(simulation.ref)).pair.raw)
+    headers = Headers(simulation.host, files)
+    run(headers.restore(simulation.ref, run(headers.compare(simulation.ref, "backup"))))
+
+
 #: By name, as the table prints it.
 VERBS: Final[Mapping[str, Verb]] = {
     "enrolment": Verb(enroll, use_case="enroll"),
@@ -194,6 +226,11 @@ VERBS: Final[Mapping[str, Verb]] = {
     "reconcile of a torn header": Verb(Simulation.reconcile, _then(_wipe_cut, _torn)),
     "reconcile of a rotation cut between its headers": Verb(Simulation.reconcile, _first_header),
     "reconcile of a token without keyslot": Verb(Simulation.reconcile, _keyslot_lost),
+    "header restore": Verb(_restore, _backup_then(rotate)),
+    "header restore, a keyslot moved": Verb(
+        _restore, _backup_then(rotate, lambda s: s.rotate(MAIN, THIRD, ref="vault/3"))
+    ),
+    "header restore, other tokens": Verb(_restore, _backup_then(lambda s: s.set_data(ref="vault/1, moved"))),
     "scrub": Verb(lambda s: run(s.volumes.scrub(s.ref)), enroll, use_case="scrub"),
     "rotation that heals first": Verb(rotate, _then(enroll, _torn)),
     "rotation that wipes first": Verb(lambda s: s.rotate(MAIN, THIRD, ref="vault/3"), _wipe_cut),

@@ -96,8 +96,10 @@ class SimDisk:
         self.attempts = 0
         """Writes and flushes that were asked for, failed ones too."""
         self._dirty: list[Write] = []
-        self._writes = 0
-        self._flushes = 0
+        self.writes = 0
+        """The number of the next write."""
+        self.flushes = 0
+        """The number of the next flush."""
 
     @property
     def content(self) -> bytes:
@@ -136,7 +138,7 @@ class SimDisk:
         """Put a write into the cache; how many bytes of it arrived (none: I/O error)."""
         if self.observer:
             self.observer(write)
-        number, self._writes = self._writes, self._writes + 1
+        number, self.writes = self.writes, self.writes + 1
         arrived = self.faults.writes.get(number, len(write.data))
         if arrived:
             part = Write(write.offset, write.data[:arrived])
@@ -149,7 +151,7 @@ class SimDisk:
         """Put what is dirty on the medium; whether all of it got there."""
         if self.observer:
             self.observer(Flush())
-        number, self._flushes = self._flushes, self._flushes + 1
+        number, self.flushes = self.flushes, self.flushes + 1
         failed = number in self.faults.flushes
         landed = self.faults.flushes[number] if failed else None
         self._land(landed, self.faults.torn if failed else 0)
@@ -160,7 +162,7 @@ class SimDisk:
 
     def pull(self, *, write: bool) -> None:
         """Be pulled, if a fault says that it happens before the next write (or flush)."""
-        at, number = (self.faults.gone_at_write, self._writes) if write else (self.faults.gone_at_flush, self._flushes)
+        at, number = (self.faults.gone_at_write, self.writes) if write else (self.faults.gone_at_flush, self.flushes)
         self.faults.gone = self.faults.gone or at == number
 
     def _land(self, landed: int | None, torn: int = 0) -> None:

@@ -6,12 +6,12 @@ hold it meanwhile is a deadlock, so here an ``AssertionError``.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from luksrotd.errors import DeviceError, EngineError
 from luksrotd.luks2.areas import Extent
 from luksrotd.ports import HeaderDevice, SecretSource
-from tests.support.simdisk import SimDevice, SimDevices
+from tests.support.simdisk import SimDevice, SimDevices, SimDisk
 from tests.support.simengine import SimEngine, SimSession
 from tests.support.simlocks import Level, SimLocks
 
@@ -30,7 +30,7 @@ class SimLive:
         disk = self._devices.disks.get(device.path)
         if disk is None or disk.identity != device.identity:
             raise DeviceError(f"cannot use {device.path}: it is another device than before")
-        medium = _Medium(device, SimDevice(disk), self._locks)
+        medium = _Medium(device, disk, self._locks)
         async with self.engine.session(medium, secrets) as session:
             yield session
 
@@ -40,9 +40,10 @@ class _Medium:
 
     fd = -1
 
-    def __init__(self, asked: HeaderDevice, device: HeaderDevice, locks: SimLocks) -> None:
+    def __init__(self, asked: HeaderDevice, disk: SimDisk, locks: SimLocks) -> None:
         self._asked = asked
-        self._device = device
+        self._disk = disk
+        self._device = SimDevice(disk)
         self._locks = locks
 
     @property
@@ -65,8 +66,10 @@ class _Medium:
             self._device.write(offset, data)
         except DeviceError as error:
             raise EngineError(f"cannot write the header: {error.message}") from error
-        with suppress(DeviceError):
+        try:
             self._device.flush()
+        except DeviceError:
+            self._device = SimDevice(self._disk)  # it goes on as if nothing had been
 
     def data_extents(self) -> Sequence[Extent]:
         """All of it."""

@@ -7,7 +7,8 @@ from typing import Any
 
 from luksrotd.luks2.pair import HeaderCopy, parse_pair
 from luksrotd.ports import DeviceIdentity, DeviceRef, Host
-from luksrotd.service.sets import SetRequest, SetResult, VolumeSets
+from luksrotd.service.sets import VolumeSets
+from luksrotd.service.setwork import SetRequest, SetResult
 from luksrotd.service.volume import Volumes
 from tests.support import forge
 from tests.support.simdisk import SimDevices, SimDisk

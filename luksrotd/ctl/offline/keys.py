@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 def add(verbs: Verbs) -> None:
     """The verbs."""
-    verbs.group("managed keys, what else there is to do (with --direct)")
+    verbs.group("managed keys, what else there is to do (--direct only)")
     remove = verbs.add(
         "remove",
         _remove,
-        "remove a managed key, keyslot and token; shown another key that opens",
+        "remove a managed key, keyslot and token; another key must be shown",
         "luksrotctl --direct remove /dev/sda2 --key-file passphrase.key",
         check=check_engine,
     )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def add(verbs: Verbs) -> None:
     """The verb."""
-    verbs.group("leftovers (with --direct)")
+    verbs.group("leftovers (--direct only)")
     scrub = verbs.add(
         "scrub",
         _scrub,

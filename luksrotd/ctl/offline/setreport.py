@@ -30,6 +30,11 @@ _NEXT: Final[Mapping[str | None, str]] = {
     "mixed": "a person must decide; see luksrotctl status",
     None: "where it stands now is not known, for a volume cannot be read; see luksrotctl status",
 }
+#: The same of one volume that belongs to no set.
+_NEXT_ALONE: Final[Mapping[str, str]] = {
+    "unstaged": "nothing is staged",
+    "staged": "a new generation is staged: finish, or abort",
+}
 
 
 def set_changed(verb: str, devices: Sequence[str], done: "SetResult", output: str | None, *, to_stderr: bool) -> Report:
@@ -85,9 +90,10 @@ def set_status(devices: Sequence[str], found: "SetStatus") -> Report:
     }
     rows = [(device, str(one.standing), str(one.generation or "-"), one.why or "-") for device, one in members]
     what = f"set {found.group.id} of {found.group.size} volumes" if found.group else "no set"
+    following = _NEXT_ALONE if len(devices) == 1 and found.group is None else _NEXT
     text: list[str | Table] = [
         Table(("DEVICE", "STANDING", "GENERATION", "WHAT IS ODD"), rows),
-        f"key {found.name}, {what}: {found.why or _NEXT[found.state]}",
+        f"key {found.name}, {what}: {found.why or following[found.state]}",
     ]
     status = Exit.PERSON if found.state == "mixed" else Exit.DONE
     return Report(status, document, text, read_only=True)

@@ -36,7 +36,7 @@ already is left as it is."""
 
 def add(verbs: Verbs) -> None:
     """The verbs."""
-    verbs.group("rotation in two steps, on one volume or on several (with --direct)")
+    verbs.group("rotation in two steps, on one volume or on several (--direct only)")
     stage = verbs.add(
         "stage",
         _stage,

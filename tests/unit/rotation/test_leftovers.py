@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -420,3 +421,22 @@ def test_tokens_of_other_types_are_nobodys_leftovers():
     image = forge.edited(TWO_PAIRS, lambda raw: raw["tokens"]["0"].update(type="x-other"))
     assert codes(image) == []
     assert tokens_of(image)["1"]["type"] == TOKEN_TYPE
+
+
+DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "spec" / "reconcile.md"
+
+
+def test_the_table_has_every_code_with_its_actions():
+    documented: dict[str, set[str]] = {}
+    code = ""
+    for line in DOCUMENT.read_text(encoding="utf-8").split("## The table")[1].split("\n## ")[0].splitlines():
+        cells = [cell.strip(" `") for cell in line.split("|")]
+        if len(cells) > 4 and cells[4] in set(Action):
+            code = cells[1] or code
+            documented.setdefault(code, set()).add(cells[4])
+    assert documented.keys() == set(Code)
+    states = [image for image, *_ in REPAIRED.values()]
+    seen = {
+        (one.code, one.action) for image in (*states, *UNCLEAR.values(), staged()) for one in found(image, now=LATER)
+    }
+    assert {action for code, action in seen if action not in documented[code]} == set()

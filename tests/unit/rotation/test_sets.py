@@ -132,6 +132,12 @@ def test_a_mixed_set_is_left_to_a_person():
             sets.check(status(staged(), staged()), step)
 
 
+def test_one_volume_alone_is_a_set_that_its_key_does_not_know():
+    found = status(staged(group=None))
+    assert (found.state, found.group, found.why) == (SetState.STAGED, None, "")
+    assert found.steps == {Step.STAGE, Step.FINISH, Step.ABORT}
+
+
 def test_the_set_that_is_under_way():
     def under_way(*images):
         return sets.under_way([forge.view_of(image) for image in images], "backup")
