@@ -14,13 +14,26 @@ from tests.support.crashverbs import VERBS, simulated
 READING = {"look", "findings", "examine", "verify", "data"}
 
 
+#: On small sectors; the others on large ones, which give fewer states.  The campaign (table.py) has all on both.
+FINE = (
+    "rotation",
+    "enrolment",
+    "finish",
+    "removal",
+    "transaction: keyslots and tokens exchanged",
+    "rotation that heals first",
+)
+
+
 @pytest.mark.parametrize("name", VERBS)
 def test_no_crash_state_violates_an_invariant(name, report):
-    scenario = simulated(name)
+    scenario = simulated(name, sector=512 if name in FINE else 4096)
     judge = Judge(scenario, depth=2)
     assert judge_all(judge, scenario.enumeration()) == []
     assert judge.states > len(scenario.epochs) > 0
-    report(f"simulated {name}: {judge.states} crash states (depth 2: crashes in reconcile too), 0 violations")
+    report(
+        f"simulated {name}, {scenario.sector}-byte sectors: {judge.states} crash states (depth 2: crashes in reconcile too), 0 violations"
+    )
 
 
 def test_every_use_case_that_writes_is_examined():

@@ -136,8 +136,9 @@ class Judge:
         self.reconciled = 0
         self._judged: dict[Hashable, int] = {}
         self._outlines: dict[Hashable, int] = {}
-        headers = 2 * pair_of(scenario.before).hdr_size
-        self._outline = Outline(headers, scenario.enumeration(sector=self.sector).starts)
+        self._headers = 2 * pair_of(scenario.before).hdr_size
+        self._pairs: dict[bytes, Pair] = {}
+        self._outline = Outline(self._headers, scenario.enumeration(sector=self.sector).starts)
         self._mended = self._with_mended()
         odd = list(self._oddities(scenario.before, scenario)) if scenario.unclean else []
         self._excused = {re.sub(r"\w+ copy alone", f"{which} copy alone", what) for what in odd for which in Which}
@@ -160,9 +161,9 @@ class Judge:
 
     def finished(self, image: Image | bytes) -> list[str]:
         """What is wrong with a state that can be met after the operation has reported success."""
-        pair = pair_of(image)
+        pair = self._pair(image)
         scenario = self.scenario
-        before, after = pair_of(scenario.before), pair_of(scenario.after)
+        before, after = self._pair(scenario.before), self._pair(scenario.after)
         found = check_done(pair, reader(image), scenario.gone, scenario.retired | scenario.pending)
         changed = not before.winner.same_content(after.winner)
         found += check_sequence(before, pair, changed=changed)
@@ -170,6 +171,13 @@ class Judge:
         if pair.winner.metadata.raw != after.winner.metadata.raw:
             wrong.append("I6: not what was reported")
         return wrong
+
+    def _pair(self, image: Image | bytes) -> Pair:
+        """Both copies, parsed once for equal headers."""
+        headers = image[: self._headers]
+        if headers not in self._pairs:
+            self._pairs[headers] = pair_of(image)
+        return self._pairs[headers]
 
     def _with_mended(self) -> Scenario:
         """The scenario once reconcile has run: it may mend what was wrong before the operation."""
@@ -182,15 +190,15 @@ class Judge:
         return replace(scenario, expected=replace(scenario.expected, allowed=allowed), meanings=meanings)
 
     def _oddities(self, image: Image | bytes, scenario: Scenario) -> Iterator[str]:
-        found = check_instant(pair_of(image), reader(image), scenario.expected)
+        found = check_instant(self._pair(image), reader(image), scenario.expected)
         return (f"{violation.invariant}: {violation.what}" for violation in found)
 
     def _instant(self, image: Image | bytes, *, inner: bool = False, mended: bool = False) -> list[str]:
         """``inner``: a state inside reconcile; ``mended``: one after it."""
         scenario = self._mended if inner or mended else self.scenario
-        pair = pair_of(image)
+        pair = self._pair(image)
         wrong = [what for what in self._oddities(image, scenario) if mended or what not in self._excused]
-        sequence = check_sequence(pair_of(self.scenario.before), pair, changed=False)
+        sequence = check_sequence(self._pair(self.scenario.before), pair, changed=False)
         wrong += [f"{violation.invariant}: {violation.what}" for violation in sequence]
         for copy in pair.valid:
             if meaning(image, copy) not in scenario.meanings:
@@ -215,7 +223,7 @@ class Judge:
         return wrong
 
     def _done(self, image: bytes) -> Iterator[str]:
-        scenario, pair = self.scenario, pair_of(image)
+        scenario, pair = self.scenario, self._pair(image)
         there = frozenset(openers_of(image, pair.winner).values()) & scenario.gone
         gone = bool(scenario.gone) and not there
         retired = scenario.pending | scenario.retired if gone else scenario.pending
