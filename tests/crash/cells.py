@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
 
+from tests.crash import test_mutants as mutants
 from tests.crash.test_mutants import PARTS, REORDERS, in_parts, is_caught
 from tests.support.crashjudge import Judge, judge_all
 from tests.support.crashverbs import SECRETS, VERBS, simulated
@@ -104,7 +105,8 @@ def _simulated(cell: Cell) -> Result:
 
 
 def _real(cell: Cell) -> Result:
-    return examined(cell, recorded(cell.name, cell.geometry), Examiner(SECRETS, depth=cell.depth))
+    reconcile = cell.geometry.metadata < 4096 or cell.name in SHAPES
+    return examined(cell, recorded(cell.name, cell.geometry), Examiner(SECRETS, depth=cell.depth, reconcile=reconcile))
 
 
 def _stepwise(cell: Cell) -> Result:
@@ -128,7 +130,8 @@ def examined(cell: Cell, operation: Recorded, examiner: Examiner) -> Result:
 def _mutant(cell: Cell) -> Result:
     if cell.name in REORDERS:
         verb, mutate = REORDERS[cell.name]
-        scenario, epochs = simulated(verb), mutate(simulated(verb).epochs)
+        scenario = mutants.simulated(verb)
+        epochs = mutate(scenario.epochs)
     else:
         verb, edit, of, at = PARTS[cell.name]
         scenario, epochs = in_parts(verb, edit, of=of, at=at)

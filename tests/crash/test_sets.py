@@ -65,7 +65,7 @@ def cuts(before: State, operate: Callable[[SimulatedSet], object]) -> Iterator[S
         assert not last, "the last write was not flushed"
         headers = 2 * parse_pair(before[number]).hdr_size
         for image in Enumeration(before[number], epochs, headers).images():
-            yield (*done[:number], image, *before[number + 1 :])
+            yield (*done[:number], bytes(image), *before[number + 1 :])
     yield done
 
 
