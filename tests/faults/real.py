@@ -164,7 +164,7 @@ def fill_up(directory):
 
 
 class Killing:
-    """A ``KeyslotEngine``: one worker is killed at its call number ``at``, right before it or with the request before it."""
+    """A ``KeyslotEngine``: one worker is killed at its call number ``at``, before the request or with it unanswered."""
 
     def __init__(self, at=-1, *, midway=False):
         self.at, self.midway, self.calls = at, midway, []
