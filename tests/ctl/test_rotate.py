@@ -122,7 +122,7 @@ def test_show_tells_what_is_there(enrolled):
     assert rotated_at.endswith("Z")
     assert key == {
         "token": 0, "name": "backup", "generation": 1, "state": "active", "keyslot": 1,
-        "wipe_pending": False, "changed": False, "data": {},
+        "wipe_pending": False, "changed": False, "expires_at": "", "set": "", "set_size": 0, "data": {},
     }  # fmt: skip
     assert shown.pop("uuid") == luks_dump_json_uuid(enrolled)
     assert isinstance(shown.pop("seqid"), int)

@@ -164,7 +164,7 @@ def fill_up(directory):
 
 
 class Killing:
-    """A ``KeyslotEngine``: one worker is killed at its call number ``at``, right before it or while it is at work."""
+    """A ``KeyslotEngine``: one worker is killed at its call number ``at``, before the request or with it unanswered."""
 
     def __init__(self, at=-1, *, midway=False):
         self.at, self.midway, self.calls = at, midway, []
@@ -185,8 +185,9 @@ class _Mortal:
         async def dying(*arguments):
             here = len(self._engine.calls) == self._engine.at
             self._engine.calls.append(name)
-            if here and not self._engine.midway:
-                os.kill(self._session.pid, signal.SIGKILL)
+            if here:
+                # Stopped, it cannot answer between the request and its death.
+                os.kill(self._session.pid, signal.SIGSTOP if self._engine.midway else signal.SIGKILL)
             running = asyncio.ensure_future(call(*arguments))
             if here and self._engine.midway:
                 await asyncio.sleep(0)  # the request is sent

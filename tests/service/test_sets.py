@@ -270,7 +270,7 @@ def test_a_device_that_fails_while_it_is_staged(simulated, number, kind, step, k
 
 
 def test_the_first_volume_that_cannot_be_finished_stops_it(staged):
-    staged.disks[0].faults.writes = {staged.disks[0]._writes: 0}
+    staged.disks[0].faults.writes = {staged.disks[0].writes: 0}
     result = staged.finish()
     assert happened(result) == [Happened.FAILED, Happened.NOTHING, Happened.NOTHING]
     assert result.state is SetState.STAGED
@@ -279,7 +279,7 @@ def test_the_first_volume_that_cannot_be_finished_stops_it(staged):
 
 
 def test_once_one_is_finished_the_others_have_their_turn(staged):
-    staged.disks[1].faults.writes = {staged.disks[1]._writes: 0}
+    staged.disks[1].faults.writes = {staged.disks[1].writes: 0}
     result = staged.finish()
     assert happened(result) == [Happened.FINISHED, Happened.FAILED, Happened.FINISHED]
     assert (result.state, open_by(staged)) == (SetState.FINISHING, ["mn", "mon", "mn"])
@@ -303,7 +303,7 @@ def test_a_volume_that_goes_is_told_and_the_state_is_not_guessed(staged):
 
 
 def test_abort_goes_on_where_one_fails(staged):
-    staged.disks[0].faults.writes = {staged.disks[0]._writes: 0}
+    staged.disks[0].faults.writes = {staged.disks[0].writes: 0}
     result = staged.abort()
     assert happened(result) == [Happened.FAILED, Happened.ABORTED, Happened.ABORTED]
     assert (result.state, open_by(staged)) == (SetState.PARTLY_STAGED, ["mon", "mo", "mo"])
