@@ -31,9 +31,8 @@ def test_no_crash_state_violates_an_invariant(name, report):
     judge = Judge(scenario, depth=2)
     assert judge_all(judge, scenario.enumeration()) == []
     assert judge.states > len(scenario.epochs) > 0
-    report(
-        f"simulated {name}, {scenario.sector}-byte sectors: {judge.states} crash states (depth 2: crashes in reconcile too), 0 violations"
-    )
+    where = f"{scenario.sector}-byte sectors"
+    report(f"simulated {name}, {where}: {judge.states} crash states (depth 2: crashes in reconcile too), 0 violations")
 
 
 def test_every_use_case_that_writes_is_examined():
