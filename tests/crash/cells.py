@@ -55,9 +55,9 @@ class Result:
 def cells(*, small: bool = False, full: bool = False) -> Iterator[Cell]:
     """The campaign, longest first; ``small``: a cell of each part, for the test of the generator.
 
-    Every verb on every geometry with headers of 16 KiB.  What larger headers change, they change for all verbs that
-    write in the same places; so there, unless ``full``, every verb on one geometry, and one verb of each such shape on
-    all others, with headers of 4 MiB on each carrier.
+    Every verb on every carrier and sector size with headers of 16 KiB and keys of 512 bit.  What other sizes change,
+    they change for all verbs that write in the same places; so there, unless ``full``, every verb on some geometries,
+    and one verb of each such shape on the others (with headers of 4 MiB and sectors of 512 bytes, simulated only).
     """
     if small:
         yield Cell(SIMULATED, "other associated data", Geometry(16, 8, 512, "simulated"), depth=2)
@@ -70,7 +70,7 @@ def cells(*, small: bool = False, full: bool = False) -> Iterator[Cell]:
     for metadata in reversed(METADATA):
         for verb, bits, sector, carrier in product(VERBS, BITS, SECTORS, CARRIERS):
             geometry = Geometry(metadata, bits, sector, carrier)
-            if full or metadata == 16 or geometry == PLAIN[metadata] or (verb in SHAPES and _varied(geometry)):
+            if full or _usual(geometry) or (verb in SHAPES and _varied(geometry)):
                 yield Cell(REAL, verb, geometry, depth=2 if geometry == Geometry() else 1)
         for verb, sector in product(VERBS, SECTORS):
             if full or metadata < 4096 or verb in SHAPES:
@@ -81,9 +81,15 @@ def cells(*, small: bool = False, full: bool = False) -> Iterator[Cell]:
     yield from (Cell(MUTANT, name) for name in (*REORDERS, *PARTS))
 
 
+def _usual(geometry: Geometry) -> bool:
+    """On these every verb is examined."""
+    small = geometry.metadata == 16 and (geometry.bits == 512 or geometry.sector == 4096)
+    return small or geometry == PLAIN[geometry.metadata]
+
+
 def _varied(geometry: Geometry) -> bool:
-    """With headers of 4 MiB, of which each costs a minute: each carrier, and each value of all else, once."""
-    large = {Geometry(4096), Geometry(4096, 256, 4096, "loop"), Geometry(4096, carrier="detached")}
+    """With headers of 4 MiB, of which each costs a minute: each carrier, and each size of key, once."""
+    large = {Geometry(4096, 256, 4096, "loop"), Geometry(4096, sector=4096, carrier="detached")}
     return geometry.metadata < 4096 or geometry in large
 
 

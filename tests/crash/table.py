@@ -10,7 +10,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from tests.crash.cells import MUTANT, Cell, Result, cells, work
@@ -27,16 +26,15 @@ def say(line: str) -> None:
 def campaign(chosen: Sequence[Cell], processes: int, tell: Callable[[str], None]) -> list[Result]:
     """All cells, in as many processes; in the order of ``chosen``."""
     results: dict[Cell, Result] = {}
-    # Spawned: libcryptsetup has threads and process-wide state that a fork would share.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, max_tasks_per_child=40) as pool:
-        running = {pool.submit(work, cell): cell for cell in chosen}
-        for done in as_completed(running):
-            result = results[running[done]] = done.result()
+    # Spawned: libcryptsetup has threads and process-wide state that a fork would share.  Not a ProcessPoolExecutor: in
+    # Python 3.11 one that replaces its processes stops for ever (python/cpython#115634).
+    with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=40) as pool:
+        for result in pool.imap_unordered(work, chosen):
             cell = result.cell
+            results[cell] = result
             trouble = f", {len(result.violations)} VIOLATIONS: {result.violations[0]}" if result.violations else ""
             where = "" if cell.part == MUTANT else f" [{cell.geometry}]"
-            tell(f"{len(results)}/{len(running)} {cell.part} {cell.name}{where}: {result.states} states"
+            tell(f"{len(results)}/{len(chosen)} {cell.part} {cell.name}{where}: {result.states} states"
                  f"{trouble} ({result.seconds:.1f} s)")  # fmt: skip
     return [results[cell] for cell in chosen]
 
