@@ -121,9 +121,9 @@ alike are reconciled once.
 
 REAL_TEXT = """The same verdicts, depth 1, with other sizes of header and key, on images, loop devices and
 detached headers, each recorded on the real ports. Crash states; a number of violations stands beside it if there are
-any. Larger headers
-and shorter keys: every verb on some geometries, one verb of each sequence of phases on the others (headers of 4 MiB only
-with sectors of 4096 bytes, and only these verbs reconciled); `python -m tests.crash.table --full` goes through all."""
+any. Larger headers and shorter keys: every verb on some geometries, one verb of each sequence of phases on the others
+(headers of 4 MiB only with sectors of 4096 bytes, and only these verbs reconciled);
+`python -m tests.crash.table --full` goes through all."""
 SIMULATED_TEXT = """Judged by the invariants, each valid header copy alone, and by what it says as above; depth 2 (with
 headers of 4 MiB depth 1). Key areas of 4 KiB."""
 
