@@ -34,7 +34,7 @@ def test_the_campaign_leaves_nothing_out():
     chosen = list(cells())
     assert len(chosen) == len(set(chosen))
     geometries = {(c.name, c.geometry) for c in chosen if c.part == REAL}
-    every = {Geometry(16, bits, sector, carrier) for bits in (512, 256) for sector in (512, 4096)
+    every = {Geometry(16, bits, sector, carrier) for bits, sector in ((512, 512), (512, 4096), (256, 4096))
              for carrier in ("image", "loop", "detached")}  # fmt: skip
     assert {(verb, geometry) for verb in VERBS for geometry in every} <= geometries
     assert {(verb, metadata) for verb in VERBS for metadata in (16, 64, 4096)} <= {

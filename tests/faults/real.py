@@ -20,7 +20,7 @@ from luksrotd.rotation.edits import UNLOCK, Pbkdf
 from luksrotd.rotation.view import view
 from luksrotd.service.volume import Volumes
 from tests.support.makeimage import KEY, cryptsetup_opens, make_image
-from tests.support.simulation import run, secrets
+from tests.support.simulation import secrets
 
 CHEAP = Pbkdf("pbkdf2", iterations=1000)
 OLD, NEW = b"the old backup key", b"the new backup key"
@@ -76,7 +76,11 @@ class Devices(BlockDevices):
 
 
 class Bench:
-    """A volume on the real host."""
+    """A volume on the real host.
+
+    Each operation has a loop of its own: the threads of an older one may be in another mount namespace than the test
+    (the private system's, which the main thread alone moves into), and not see what it mounts.
+    """
 
     def __init__(self, path, runtime, moment=None, engine=None):
         self.moment = moment or Moment()
@@ -97,17 +101,17 @@ class Bench:
         return self._with_new("enroll", unlock, new)
 
     def reconcile(self):
-        return run(self.volumes.reconcile(self.ref))
+        return asyncio.run(self.volumes.reconcile(self.ref))
 
     def look(self):
-        return run(self.volumes.look(self.ref))
+        return asyncio.run(self.volumes.look(self.ref))
 
     def opens(self, secret):
         return cryptsetup_opens(self.path, secret)
 
     def _with_new(self, verb, unlock, new):
         with secrets(**{UNLOCK: unlock, NEW_SECRET: new}) as sources:
-            return run(getattr(self.volumes, verb)(self.ref, sources, data={"of": new.decode()}, pbkdf=CHEAP))
+            return asyncio.run(getattr(self.volumes, verb)(self.ref, sources, data={"of": new.decode()}, pbkdf=CHEAP))
 
 
 def enrolled_image(path, runtime):
