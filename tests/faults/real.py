@@ -78,8 +78,8 @@ class Devices(BlockDevices):
 class Bench:
     """A volume on the real host.
 
-    Each operation has a loop of its own: the threads of an older one may be in another mount namespace than the test
-    (the private system's, which the main thread alone moves into), and not see what it mounts.
+    Each operation has a loop of its own, with new threads: those of an older one may be in another mount namespace than
+    the test (a mount namespace is a thread's, and fixtures change it), and not see what it mounts.
     """
 
     def __init__(self, path, runtime, moment=None, engine=None):
