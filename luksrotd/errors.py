@@ -179,6 +179,18 @@ class Conflict(BusyError):
     code = "Conflict"
 
 
+class StaleGeneration(BusyError):
+    """The volume's header is not at the sequence number that the caller has seen."""
+
+    code = "StaleGeneration"
+
+
+class TooMany(BusyError):
+    """The caller has as much under way as one user may."""
+
+    code = "LimitsExceeded"
+
+
 class Cancelled(BusyError):
     """The operation was cancelled before its point of no return."""
 

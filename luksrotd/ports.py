@@ -6,7 +6,7 @@ suite in ``tests/contract/`` that runs on both.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -149,6 +149,17 @@ class GenerateInto:
     fd: int
 
 
+@dataclass(frozen=True, slots=True)
+class TokenSource:
+    """A credential that a LUKS2 token of the volume gives: ``token`` is its number, or None for any that does.
+
+    libcryptsetup's token plugin asks for it (a TPM2, say) inside the worker.  ``pin``: a descriptor with its PIN.
+    """
+
+    token: int | None = None
+    pin: SecretFd | None = None
+
+
 SecretSource = SecretFd | GenerateInto
 
 
@@ -257,6 +268,32 @@ class Journal(Protocol):
         """One entry; never raises, never holds a secret."""
 
 
+class Inhibitor(Protocol):
+    """Keeps the machine from going down while a volume is written."""
+
+    def held(self, why: str) -> AbstractAsyncContextManager[None]:
+        """Delay sleep and shutdown; never raises, and never waits long: a commit survives a power cut anyway."""
+
+
+class NoInhibitor:
+    """Delays nothing."""
+
+    @asynccontextmanager
+    async def held(self, why: str) -> AsyncIterator[None]:
+        """At once."""
+        yield
+
+
+class History(Protocol):
+    """The record of what has been done, read back."""
+
+    def entries(self, *, uuid: str | None, since: datetime | None, limit: int) -> Sequence[Mapping[str, str]]:
+        """The fields of the newest ``limit`` entries, oldest of them first, without LUKSROTD_, in lower case.
+
+        ``time``: microseconds since the epoch.  Blocks; raises ``StateError``.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Host:
     """The ports that the use cases work with."""
@@ -270,6 +307,7 @@ class Host:
     clock: Clock
     journal: Journal
     inventories: Inventories = field(default_factory=NoInventories)
+    inhibitor: Inhibitor = field(default_factory=NoInhibitor)
 
 
 class WatchEvent(StrEnum):
@@ -281,12 +319,31 @@ class WatchEvent(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Traits:
+    """What is known of a device beside its header.
+
+    ``links``: other names of its node (``/dev/disk/by-id/…``).  ``bus``: what it is attached by, as udev's ID_BUS says
+    (``usb``, ``ata``, …; '' if it does not).  ``removable``: it comes and goes with its user, a USB stick for one, so
+    that more is allowed on it than on a disk of the system.
+    """
+
+    links: tuple[str, ...] = ()
+    bus: str = ""
+    removable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceEvent:
-    """One event about one device node; ``uuid`` is the LUKS UUID ('' for REMOVED or when it is no LUKS2 any more)."""
+    """One event about one device node; ``uuid`` is the LUKS UUID ('' for REMOVED or when it is no LUKS2 any more).
+
+    ``header``: where the header is, if it is detached.  An image file has its path for a node.
+    """
 
     kind: WatchEvent
     node: str
     uuid: str = ""
+    header: str | None = None
+    traits: Traits = field(default_factory=Traits)
 
 
 class Watcher(Protocol):
@@ -300,11 +357,16 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: the unique bus name, the uid, and whether the call allows interaction."""
+    """Who asks: the unique bus name, the uid, and whether the call allows interaction.
+
+    ``client``, ``unit``: name of the program and its systemd unit, for the record only: they can be forged.
+    """
 
     name: str
     uid: int
     interactive: bool = False
+    client: str = ""
+    unit: str = ""
 
 
 class Authority(Protocol):

@@ -11,7 +11,7 @@ from luksrotd import names
 from luksrotd.errors import Internal, LuksrotdError, Outcome, leaves
 
 STANDARD_PREFIX: Final = "org.freedesktop.DBus.Error."
-STANDARD_CODES: Final = frozenset({"InvalidArgs", "InteractiveAuthorizationRequired"})
+STANDARD_CODES: Final = frozenset({"InvalidArgs", "InteractiveAuthorizationRequired", "LimitsExceeded"})
 """Codes whose name every D-Bus client knows already."""
 
 _TEXT = re.compile(r"(?P<message>.*) \(device: (?P<outcome>[a-z-]+)\)", re.DOTALL)

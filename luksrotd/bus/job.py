@@ -31,7 +31,7 @@ class Job(Interface):
 
     async def details(self, method: str, arguments: Sequence[Any]) -> Mapping[str, str]:
         """What the job is about."""
-        return {"uuid": self._job.volume, "key": self._job.key_name}
+        return {"uuid": " ".join(self._job.volumes), "key": self._job.key_name}
 
     def _show(self) -> None:
         before, self._shown = self._shown, self.values()
@@ -73,13 +73,13 @@ class Job(Interface):
 
     @readable("s", emits=Emits.CONST)
     def kind(self) -> str:
-        """``enroll`` or ``rotate``."""
+        """What it does: ``service.jobs.Kind``."""
         return self._job.kind.value
 
-    @readable("o", emits=Emits.CONST)
-    def device(self) -> str:
-        """Path of the volume."""
-        return device_path(self._job.volume)
+    @readable("ao", emits=Emits.CONST)
+    def devices(self) -> list[str]:
+        """Paths of the volumes."""
+        return [device_path(uuid) for uuid in self._job.volumes]
 
     @readable("s", emits=Emits.CONST)
     def key_name(self) -> str:

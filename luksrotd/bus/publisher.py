@@ -72,7 +72,7 @@ class Publisher:
 
     def job_added(self, job: jobs.Job) -> None:
         """Export it, if somebody started it and its method returns it."""
-        if job.owner is not None and job.kind in (jobs.Kind.ENROLL, jobs.Kind.ROTATE):
+        if job.owner is not None and job.kind not in jobs.UNSEEN:
             self._bus.export(job_path(job.number), Job(self._guard, self._runner, job, job.owner))
         self._show_busy(job)
 
@@ -85,6 +85,7 @@ class Publisher:
         self._bus.unexport(job_path(job.number))
 
     def _show_busy(self, job: jobs.Job) -> None:
-        device = self._devices.get(job.volume)
-        if device is not None:
-            device.show()
+        for uuid in job.volumes:
+            device = self._devices.get(uuid)
+            if device is not None:
+                device.show()

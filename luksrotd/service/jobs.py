@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A job: one operation on one volume, from its start to its only outcome."""
+"""A job: one operation on one volume or on a set of them, from its start to its only outcome."""
 
 import asyncio
 import logging
@@ -21,8 +21,22 @@ class Kind(StrEnum):
 
     ENROLL = "enroll"
     ROTATE = "rotate"
+    STAGE = "stage"
+    FINISH = "finish"
+    ABORT = "abort"
+    SET_DATA = "set-data"
+    REMOVE = "remove"
+    ADOPT = "adopt"
+    RELEASE = "release"
+    RECREATE = "recreate"
+    SCRUB = "scrub"
+    TRANSACTION = "transaction"
     RECONCILE = "reconcile"
     VERIFY = "verify"
+
+
+#: Those that nobody sees: the method that wants it done answers when it is done.
+UNSEEN: Final = frozenset({Kind.RECONCILE, Kind.VERIFY})
 
 
 class State(StrEnum):
@@ -54,7 +68,7 @@ _INVISIBLE: Final = frozenset({Phase.NEW_AREA})
 class Job:
     """One operation; everything about it is changed by the runner only.
 
-    ``volume`` is a LUKS UUID; ``owner`` is None for what the daemon started by itself; ``handover`` gives away the key
+    ``volumes`` are LUKS UUIDs; ``owner`` is None for what the daemon started by itself; ``handover`` gives away the key
     that it generates, if it does.
     """
 
@@ -62,7 +76,7 @@ class Job:
         self,
         number: int,
         kind: Kind,
-        volume: str,
+        volumes: tuple[str, ...],
         *,
         key_name: str = "",
         owner: Caller | None = None,
@@ -70,7 +84,7 @@ class Job:
     ) -> None:
         self.number = number
         self.kind = kind
-        self.volume = volume
+        self.volumes = volumes
         self.key_name = key_name
         self.owner = owner
         self.handover = handover

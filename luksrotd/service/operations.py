@@ -85,7 +85,7 @@ class Operations:
         async def work(_: Job) -> object:
             return await self._volumes.verify(self._registry.get(uuid).ref, secrets.sources[UNLOCK], name=name)
 
-        job = self._runner.submit(Request(Kind.VERIFY, uuid, work, name, owner, secrets))
+        job = self._runner.submit(Request(Kind.VERIFY, (uuid,), work, name, owner, secrets))
         return bool(await job.wait())
 
     async def data(self, uuid: str, name: str) -> Mapping[str, Any]:
@@ -127,7 +127,8 @@ class Operations:
         """If it failed, look what it left, and mend that; a reconcile that failed is not tried again."""
         if job.error is not None:
             unfinished = job.error.outcome is not Outcome.UNCHANGED
-            self._registry.refresh(job.volume, fresh=unfinished and job.kind is not Kind.RECONCILE)
+            for uuid in job.volumes:
+                self._registry.refresh(uuid, fresh=unfinished and job.kind is not Kind.RECONCILE)
 
     def job_forgotten(self, job: Job) -> None:
         """Nothing is left of it."""
@@ -146,7 +147,7 @@ class Operations:
         except BaseException:
             secrets.close()
             raise
-        return self._runner.submit(Request(kind, uuid, work, name, owner, secrets))
+        return self._runner.submit(Request(kind, (uuid,), work, name, owner, secrets))
 
     def _reconcile(self, uuid: str, owner: Caller | None) -> Job:
         self._registry.writable(uuid)
@@ -156,4 +157,4 @@ class Operations:
             await self._registry.settle(uuid)
             return result
 
-        return self._runner.submit(Request(Kind.RECONCILE, uuid, work, owner=owner))
+        return self._runner.submit(Request(Kind.RECONCILE, (uuid,), work, owner=owner))

@@ -23,18 +23,21 @@ KEEP_JOBS: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to run.  ``work`` gets the job, reports to ``job.entered``, and returns its result.
+    """What to run, on which volumes (LUKS UUIDs), with how much memory for key derivation.
+
+    ``work`` gets the job, reports to ``job.entered``, and returns its result.
 
     The secrets are closed when the job ends, however it does.  When ``secrets.abandoned`` returns before, it is
     cancelled.
     """
 
     kind: Kind
-    volume: str
+    volumes: tuple[str, ...]
     work: Callable[[Job], Awaitable[object]]
     key_name: str = ""
     owner: Caller | None = None
     secrets: Secrets = field(default_factory=Secrets)
+    memory_kib: int = 0
 
 
 class Observer(Protocol):
@@ -80,19 +83,21 @@ class Runner:
 
     def busy(self, volume: str) -> bool:
         """Whether a job of the volume runs or waits."""
-        return any(work.job.volume == volume for work in (*self._running.values(), *self._queued.values()))
+        return any(volume in work.job.volumes for work in (*self._running.values(), *self._queued.values()))
 
     def submit(self, request: Request) -> Job:
         """Start or queue a job; from now on its secrets belong to it.  Raises ``Busy``, then they are closed."""
-        decision = schedule.admit(_entries(self._running), _entries(self._queued), request.volume, self._limits)
+        number = next(self._numbers)
+        new = _entry(number, request)
+        decision = schedule.admit(_entries(self._running), _entries(self._queued), new, self._limits)
         if self._stopping or isinstance(decision, Refuse):
             request.secrets.close()
             reason = decision.reason if isinstance(decision, Refuse) else "the daemon is stopping"
             raise Busy(f"cannot start a job: {reason}")
         job = Job(
-            next(self._numbers),
+            number,
             request.kind,
-            request.volume,
+            request.volumes,
             key_name=request.key_name,
             owner=request.owner,
             handover=request.secrets.handover,
@@ -158,7 +163,7 @@ class Runner:
         self._ended[job.number] = (job, timer)
         if error is not None:
             notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-            log.warning("job %d (%s of %s) ended: %s%s", job.number, job.kind, job.volume, error, notes)
+            log.warning("job %d (%s of %s) ended: %s%s", job.number, job.kind, ", ".join(job.volumes), error, notes)
             job.fail(error)
         else:
             job.finish(work.task.result() if work.task else None)
@@ -202,4 +207,9 @@ async def _run(work: _Work) -> object:
 
 
 def _entries(works: Mapping[int, _Work]) -> list[Entry]:
-    return [Entry(number, work.job.volume) for number, work in works.items()]
+    return [_entry(number, work.request) for number, work in works.items()]
+
+
+def _entry(number: int, request: Request) -> Entry:
+    owner = None if request.owner is None else request.owner.uid
+    return Entry(number, frozenset(request.volumes), owner, request.memory_kib)

@@ -19,10 +19,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A job, as far as the schedule is concerned."""
+    """A job, as far as the schedule is concerned: what it works on, whose it is (uid), the memory that it needs."""
 
     number: int
-    volume: str
+    volumes: frozenset[str]
+    owner: int | None = None
+    memory_kib: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +49,12 @@ class Refuse:
 Decision = Start | Queue | Refuse
 
 
-def admit(running: Sequence[Entry], queued: Sequence[Entry], volume: str, limits: Limits) -> Decision:
-    """What becomes of a new job of ``volume``; ``queued`` is in the order of arrival."""
-    ahead = [entry.number for entry in (*running, *queued) if entry.volume == volume]
+def admit(running: Sequence[Entry], queued: Sequence[Entry], new: Entry, limits: Limits) -> Decision:
+    """What becomes of a new job; ``queued`` is in the order of arrival."""
+    ahead = [entry.number for entry in (*running, *queued) if entry.volumes & new.volumes]
     if not ahead and len(running) < limits.parallel:
         return Start()
-    if sum(entry.volume == volume for entry in queued) >= limits.waiting_per_volume:
+    if sum(bool(entry.volumes & new.volumes) for entry in queued) >= limits.waiting_per_volume:
         return Refuse(f"{limits.waiting_per_volume} jobs are waiting for the volume")
     if len(queued) >= limits.waiting:
         return Refuse(f"{limits.waiting} jobs are waiting")
@@ -61,13 +63,13 @@ def admit(running: Sequence[Entry], queued: Sequence[Entry], volume: str, limits
 
 def startable(running: Sequence[Entry], queued: Sequence[Entry], limits: Limits) -> tuple[Entry, ...]:
     """The waiting jobs that may run now, in the order of arrival."""
-    busy = {entry.volume for entry in running}
+    busy = {volume for entry in running for volume in entry.volumes}
     places = limits.parallel - len(running)
     chosen: list[Entry] = []
     for entry in queued:
         if len(chosen) >= places:
             break
-        if entry.volume not in busy:
-            busy.add(entry.volume)
+        if not entry.volumes & busy:
             chosen.append(entry)
+        busy |= entry.volumes  # who waits for several volumes is not overtaken for ever by those who want one
     return tuple(chosen)

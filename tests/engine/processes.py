@@ -38,8 +38,10 @@ async def worker(shadow, engine=None):
 
 def resources():
     """Our descriptors and children."""
-    children = [Path(task, "children").read_text() for task in Path("/proc/self/task").iterdir()]
-    return len(list(Path("/proc/self/fd").iterdir())), "".join(children).split()
+    while True:
+        with contextlib.suppress(FileNotFoundError):  # a thread has ended meanwhile, and another has its children
+            children = [Path(task, "children").read_text() for task in Path("/proc/self/task").iterdir()]
+            return len(list(Path("/proc/self/fd").iterdir())), "".join(children).split()
 
 
 async def ended(pidfd):

@@ -57,7 +57,12 @@ async def test_a_key_through_its_life(daemon, client, volume):
     assert {name: value.value for name, value in done["Result"].items()} == {
         "name": "backup", "generation": 1, "keyslot": 1, "seqid-before": 3, "seqid-after": 5,
     }  # fmt: skip
-    assert (done["Kind"], done["Device"], done["KeyName"], done["StartedByUid"]) == ("enroll", volume.path, "backup", 0)
+    assert (done["Kind"], done["Devices"], done["KeyName"], done["StartedByUid"]) == (
+        "enroll",
+        [volume.path],
+        "backup",
+        0,
+    )
 
     seen = await client.get_all(volume.path, DEVICE)  # at once: who is told that it is done finds it so
     assert (seen["Generation"], seen["Keyslots"], seen["OrdinaryKeyslots"]) == (5, [0, 1], [0])

@@ -17,7 +17,7 @@ STEPS = (*Stage, *Phase)
 
 
 def a_job() -> Job:
-    return Job(1, Kind.ROTATE, "uuid", key_name="backup")
+    return Job(1, Kind.ROTATE, ("uuid",), key_name="backup")
 
 
 def test_the_table_has_every_state_and_ends():

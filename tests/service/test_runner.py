@@ -40,7 +40,7 @@ class Log:
 
         resources = ExitStack()
         resources.callback(self.lines.append, "closed")
-        return Request(Kind.ROTATE, volume, work or held, secrets=Secrets(resources=resources, abandoned=abandoned))
+        return Request(Kind.ROTATE, (volume,), work or held, secrets=Secrets(resources=resources, abandoned=abandoned))
 
 
 @pytest.fixture
