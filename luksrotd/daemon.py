@@ -21,6 +21,7 @@ from luksrotd.bus.publisher import Publisher
 from luksrotd.bus.secrets import Keyring
 from luksrotd.errors import LuksrotdError
 from luksrotd.host.hardening import harden
+from luksrotd.host.memory import budget_kib
 from luksrotd.host.notify import ServiceManager, watchdog_interval
 from luksrotd.host.sealed import SecretMemfd
 from luksrotd.host.udev import UdevWatcher
@@ -45,7 +46,7 @@ class Daemon:
         self._manager = manager
         self._callers = Callers(bus)
         volumes = Volumes(host)
-        self._runner = Runner()
+        self._runner = Runner(memory_kib=budget_kib())
         self._registry = Registry(volumes, watcher)
         operations = Operations(volumes, self._registry, self._runner)
         guard = Guard(self._callers, PolkitAuthority(bus))

@@ -83,6 +83,7 @@ class Runner:
         self._queued: dict[int, _Work] = {}
         self._running: dict[int, _Work] = {}
         self._ended: dict[int, tuple[Job, asyncio.TimerHandle]] = {}
+        self._turns: schedule.Turns = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self._stopping = False
@@ -166,12 +167,14 @@ class Runner:
     def _refusal(self, new: Entry) -> LuksrotdError | None:
         if self._stopping:
             return Busy(f"cannot start a job: {STOPPING}")
-        return schedule.refusal(_entries(self._running), _entries(self._queued), new, self._limits)
+        return schedule.refusal(_entries(self._running), _entries(self._queued), new, self._limits, self._turns)
 
     def _start_what_may(self) -> None:
         if self._stopping:
             return
-        for entry in schedule.startable(_entries(self._running), _entries(self._queued), self._limits):
+        running, queued = _entries(self._running), _entries(self._queued)
+        for entry in schedule.startable(running, queued, self._limits, self._turns):
+            self._turns = schedule.turns_after(self._turns, entry, queued)
             self._start(self._queued[entry.number])
 
     def _start(self, work: "_Work") -> None:
