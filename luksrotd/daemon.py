@@ -28,6 +28,8 @@ from luksrotd.ports import Devices, Host, Watcher
 from luksrotd.service.operations import Operations
 from luksrotd.service.registry import Registry
 from luksrotd.service.runner import Runner
+from luksrotd.service.setjobs import SetJobs
+from luksrotd.service.sets import VolumeSets
 from luksrotd.service.volume import Volumes
 
 log = logging.getLogger(__name__)
@@ -50,7 +52,8 @@ class Daemon:
         operations = Operations(volumes, self._registry, self._runner)
         guard = Guard(self._callers, PolkitAuthority(bus))
         keyring = Keyring(guard, SecretMemfd)
-        self._publisher = Publisher(bus, guard, keyring, operations, self._registry, self._runner)
+        sets = SetJobs(VolumeSets(host), self._registry, self._runner)
+        self._publisher = Publisher(bus, guard, keyring, operations, sets, self._registry, self._runner)
 
     async def run(self, stop: asyncio.Event) -> int:
         """Serve until ``stop`` is set; the exit status: 0 if it was, 1 if the name, the bus or udev cannot be had."""

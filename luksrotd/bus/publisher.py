@@ -15,6 +15,7 @@ from luksrotd.service import jobs
 from luksrotd.service.operations import Operations
 from luksrotd.service.registry import Registry, Volume
 from luksrotd.service.runner import Runner
+from luksrotd.service.setjobs import SetJobs
 
 
 class Exporting(Protocol):
@@ -36,6 +37,7 @@ class Publisher:
         guard: Guard,
         keyring: Keyring,
         operations: Operations,
+        sets: SetJobs,
         registry: Registry,
         runner: Runner,
     ) -> None:
@@ -43,13 +45,15 @@ class Publisher:
         self._guard = guard
         self._keyring = keyring
         self._operations = operations
+        self._sets = sets
         self._registry = registry
         self._runner = runner
         self._devices: dict[str, Device] = {}
 
     def publish(self) -> None:
         """Export everything, from now on."""
-        self._bus.export(names.ROOT_PATH, Manager(self._guard, self._registry))
+        manager = Manager(self._guard, self._keyring, self._operations, self._sets, self._registry)
+        self._bus.export(names.ROOT_PATH, manager)
         self._registry.observe(self)
         self._runner.observe(self)
         for volume in self._registry.volumes.values():

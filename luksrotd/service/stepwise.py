@@ -6,10 +6,12 @@ from typing import Any
 
 from luksrotd.names import DEFAULT_KEY_NAME
 from luksrotd.ports import DeviceRef, Host, LiveEngine
-from luksrotd.rotation import stepwise
+from luksrotd.rotation import policy, stepwise
 from luksrotd.rotation.edits import Pbkdf
 from luksrotd.rotation.keys import EnrollRequest, RotateRequest
 from luksrotd.rotation.staging import StageRequest
+from luksrotd.rotation.stepwise import Steps
+from luksrotd.rotation.view import DeviceView
 from luksrotd.service.live import Decide, Stepper
 from luksrotd.service.progress import Progress, ignore
 from luksrotd.service.transaction import Deliver, nothing_to_deliver
@@ -110,13 +112,19 @@ class StepwiseVolumes(Volumes):
         run = Run("key removed in steps", secrets, progress)
         return await self._take(ref, name, lambda seen: stepwise.remove(seen, name), run)
 
-    async def set_data(self, ref: DeviceRef, data: Mapping[str, Any], *, name: str = DEFAULT_KEY_NAME) -> KeyChange:
+    async def set_data(
+        self, ref: DeviceRef, data: Mapping[str, Any], *, name: str = DEFAULT_KEY_NAME, progress: Progress = ignore
+    ) -> KeyChange:
         """Other associated data for the same key."""
-        run = Run("associated data changed", {})
+        run = Run("associated data changed", {}, progress)
         return await self._take(ref, name, lambda seen: stepwise.set_data(seen, name, data), run)
 
     async def _take(self, ref: DeviceRef, name: str, decide: Decide, run: Run) -> KeyChange:
-        done = await self._stepper.run(ref, decide, run.secrets, run.progress, run.deliver)
+        def unless_stale(seen: DeviceView) -> Steps:
+            policy.check_sequence(seen, self._only_at)
+            return decide(seen)
+
+        done = await self._stepper.run(ref, unless_stale, run.secrets, run.progress, run.deliver)
         steps = done.steps
         self._host.journal.record(
             run.message,
