@@ -160,7 +160,7 @@ class TokenSource:
     pin: SecretFd | None = None
 
 
-SecretSource = SecretFd | GenerateInto
+SecretSource = SecretFd | GenerateInto | TokenSource
 
 
 class EngineSession(Protocol):
@@ -173,7 +173,10 @@ class EngineSession(Protocol):
         """Load the header as libcryptsetup does, which repairs a bad copy; the JSON metadata that it chose."""
 
     async def unlock(self, keyslot: int | None = None) -> int:
-        """Get the volume key with the secret named ``unlock``; the keyslot it opened.  Raises ``WrongCredential``."""
+        """Get the volume key with the secret named ``unlock``; the keyslot it opened.  Raises ``WrongCredential``.
+
+        A token that cannot be asked (no plugin of its type, no TPM) is an ``EngineError``.
+        """
 
     async def take_volume_key(self) -> None:
         """Take the secret named ``volume-key`` for the volume key.  Raises ``WrongCredential`` if it is not."""
@@ -182,7 +185,10 @@ class EngineSession(Protocol):
         """Make the edits, in order.  Raises ``NoFreeArea``, ``NoFreeKeyslot``, ``MetadataFull``."""
 
     async def opens(self, keyslot: int, secret: str) -> bool:
-        """Whether the secret of that name opens that keyslot, found out by a fresh load of the shadow."""
+        """Whether the secret of that name opens that keyslot, found out by a fresh load of the shadow.
+
+        Raises as ``unlock`` does if it is a token that cannot be asked.
+        """
 
 
 class KeyslotEngine(Protocol):
