@@ -50,15 +50,17 @@ class Guard:
         """
         if not questions:
             raise NotAuthorized("cannot authorize: there is nothing to ask about")
-        challenges: list[tuple[Question, InteractiveAuthorizationRequired]] = []
+        open_questions: list[Question] = []
+        reason: InteractiveAuthorizationRequired | None = None
         for question in questions:
             try:
                 await self._ask(replace(caller, interactive=False), question)
-            except InteractiveAuthorizationRequired as challenge:
-                challenges.append((question, challenge))
-        for question, challenge in challenges:
-            if not caller.interactive:
-                raise challenge
+            except InteractiveAuthorizationRequired as error:
+                open_questions.append(question)
+                reason = error
+        if reason and not caller.interactive:
+            raise reason
+        for question in open_questions:
             with self._dialogue(caller.uid):
                 await self._ask(caller, question)
 

@@ -2,15 +2,17 @@
 """Several questions to the authority, and how many persons may be asked at once."""
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 
 from luksrotd import names
 from luksrotd.bus.caller import CallerVanished
 from luksrotd.bus.guard import DIALOGUES_PER_USER, Guard, Question
+from luksrotd.bus.questions import about_set, set_details
 from luksrotd.errors import InteractiveAuthorizationRequired, NotAuthorized, TooMany
-from luksrotd.ports import Caller
+from luksrotd.ports import Caller, Traits
+from luksrotd.service.registry import Place, Volume
 
 pytestmark = pytest.mark.asyncio
 ROTATE = Question(names.ACTION_ROTATE, {"device": "/dev/a"})
@@ -44,14 +46,13 @@ class Polkit:
 
 
 class Present:
-    """Callers who stay, but for those in ``vanished``."""
+    """Callers who stay, until told otherwise."""
 
     def __init__(self):
-        self.vanished = Counter()
+        self.vanished = defaultdict(asyncio.Event)
 
     async def gone(self, name):
-        while not self.vanished[name]:
-            await asyncio.sleep(0)
+        await self.vanished[name].wait()
 
 
 def guard(polkit, callers=None):
@@ -119,8 +120,27 @@ async def test_dialogues_end_with_their_callers():
     door = guard(polkit, callers)
     asking = [asyncio.ensure_future(door.authorize_all(ONE, [ROTATE])) for _ in range(DIALOGUES_PER_USER)]
     await settled()
-    callers.vanished[ONE.name] = 1
+    callers.vanished[ONE.name].set()
     outcomes = await asyncio.gather(*asking, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {CallerVanished}
     assert not door._dialogues
     assert polkit.dialogues == {1000: 0}
+
+
+def volume(node, *, removable):
+    return Volume(f"uuid-of-{node}", (Place(node, traits=Traits(removable=removable)),))
+
+
+async def test_of_a_set_each_volume_is_asked_about_with_its_own_action():
+    volumes = [volume("/dev/stick", removable=True), volume("/dev/disk", removable=False)]
+    stick, disk = about_set(names.ACTION_STAGE, "Stage", volumes, "backup")
+    details = {"operation": "Stage", "key": "backup", "set": "/dev/stick /dev/disk"}
+    mine = {"device": "/dev/stick", "uuid": "uuid-of-/dev/stick"}
+    assert stick == Question(names.ACTION_STAGE, {**details, **mine})
+    mine = {"device": "/dev/disk", "uuid": "uuid-of-/dev/disk"}
+    assert disk == Question(names.ACTION_STAGE + "-system", {**details, **mine})
+    assert set_details(volumes, "backup") == {
+        "device": "/dev/stick /dev/disk",
+        "uuid": "uuid-of-/dev/stick uuid-of-/dev/disk",
+        "key": "backup",
+    }
