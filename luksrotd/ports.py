@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from luksrotd.luks2.areas import Extent
 from luksrotd.rotation.edits import Edit
 from luksrotd.rotation.inventory import Inventory
+from luksrotd.rotation.ledger import Ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +297,7 @@ class History(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """The ports that the use cases work with."""
+    """The ports that the use cases work with; ``ledger`` is told of everything that they write."""
 
     devices: Devices
     locks: DeviceLocks
@@ -308,6 +309,7 @@ class Host:
     journal: Journal
     inventories: Inventories = field(default_factory=NoInventories)
     inhibitor: Inhibitor = field(default_factory=NoInhibitor)
+    ledger: Ledger = field(default_factory=Ledger)
 
 
 class WatchEvent(StrEnum):

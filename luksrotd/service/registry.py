@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from luksrotd.errors import BusyError, LuksrotdError, NeedsPerson, UnknownDevice
 from luksrotd.ports import DeviceEvent, DeviceRef, Traits, Watcher, WatchEvent
+from luksrotd.rotation.ledger import ForeignChange
 from luksrotd.rotation.reconcile import Action
 from luksrotd.rotation.view import DeviceView
 from luksrotd.service.volume import Volumes
@@ -49,12 +50,16 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A volume in at least one place; ``view`` is None while it cannot be read, and ``problems`` say why."""
+    """A volume in at least one place; ``view`` is None while it cannot be read, and ``problems`` say why.
+
+    ``foreign``: what somebody else has changed since it was examined before.
+    """
 
     uuid: str
     places: tuple[Place, ...]
     view: DeviceView | None = None
     problems: tuple[Problem, ...] = ()
+    foreign: ForeignChange | None = None
 
     @property
     def ref(self) -> DeviceRef:
@@ -119,7 +124,7 @@ class Registry:
         self._use = volumes
         self._watcher = watcher
         self._retry_seconds = retry_seconds
-        self._places = asyncio.Semaphore(parallel)
+        self._turns = asyncio.Semaphore(parallel)
         self._observers: list[Observer] = []
         self._volumes: dict[str, Volume] = {}
         self._announced: set[str] = set()
@@ -236,7 +241,8 @@ class Registry:
         try:
             while (fresh := self._dirty.pop(uuid, None)) is not None:
                 volume = self._volumes[uuid]
-                async with self._places:
+                async with self._turns:
+                    mark = self._use.ledger.mark()
                     examined = await self._examine(volume)
                 now = self._volumes.get(uuid)
                 if now is None or now.where != volume.where:
@@ -244,7 +250,9 @@ class Registry:
                     if uuid in self._dirty:
                         self._dirty[uuid] |= fresh
                     continue
-                self._set(replace(examined, places=now.places), fresh=fresh)
+                # After Busy the view is the one of before, and nothing has been read.
+                foreign = self._foreign(examined, mark) if examined.view is not volume.view else None
+                self._set(replace(examined, places=now.places, foreign=foreign), fresh=fresh)
         finally:
             del self._active[uuid]
 
@@ -266,6 +274,16 @@ class Registry:
             return replace(volume, view=None, problems=(*problems, unforeseen))
         problems += [Problem(finding.code, finding.action, finding.message) for finding in seen.findings]
         return replace(volume, view=seen.view, problems=tuple(problems))
+
+    def _foreign(self, volume: Volume, mark: int) -> ForeignChange | None:
+        seen = volume.view
+        if seen is None:
+            return None
+        change = self._use.ledger.saw(volume.uuid, seen.seqid, seen.digest, mark)
+        if change is not None:
+            what = f"sequence number {change.before} before, {change.after} now"
+            log.warning("somebody else has changed the header of %s: %s", volume.uuid, what)
+        return change
 
     def _set(self, volume: Volume, *, fresh: bool) -> None:
         self._volumes[volume.uuid] = volume
