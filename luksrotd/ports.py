@@ -338,7 +338,8 @@ class Traits:
 class DeviceEvent:
     """One event about one device node; ``uuid`` is the LUKS UUID ('' for REMOVED or when it is no LUKS2 any more).
 
-    ``header``: where the header is, if it is detached.  An image file has its path for a node.
+    ``header``: where the header is, if it is detached.  An image file has its path for a node.  ``configured``: the
+    configuration names it, so that no rule keeps it out.
     """
 
     kind: WatchEvent
@@ -346,13 +347,17 @@ class DeviceEvent:
     uuid: str = ""
     header: str | None = None
     traits: Traits = field(default_factory=Traits)
+    configured: bool = False
 
 
 class Watcher(Protocol):
-    """Follows the block devices of the machine."""
+    """Follows the block devices of the machine, or the volumes that the configuration names."""
 
     def events(self) -> AsyncIterator[DeviceEvent]:
-        """First one ADDED for each LUKS2 device that is there, then live events; loses none in between."""
+        """First one ADDED for each LUKS2 device that is there, then live events; loses none in between.
+
+        Those that are there come at once: the first time that it has to be waited for is the end of them.
+        """
 
     def close(self) -> None: ...
 

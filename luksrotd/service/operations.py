@@ -37,6 +37,7 @@ class Operations:
         self._volumes = volumes
         self._registry = registry
         self._runner = runner
+        registry.heed(runner)
         registry.observe(self)
         runner.observe(self)
 
