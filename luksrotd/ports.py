@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from luksrotd.luks2.areas import Extent
 from luksrotd.rotation.edits import Edit
 from luksrotd.rotation.inventory import Inventory
+from luksrotd.rotation.ledger import Ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +303,7 @@ class History(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """The ports that the use cases work with."""
+    """The ports that the use cases work with; ``ledger`` is told of everything that they write."""
 
     devices: Devices
     locks: DeviceLocks
@@ -314,6 +315,7 @@ class Host:
     journal: Journal
     inventories: Inventories = field(default_factory=NoInventories)
     inhibitor: Inhibitor = field(default_factory=NoInhibitor)
+    ledger: Ledger = field(default_factory=Ledger)
 
 
 class WatchEvent(StrEnum):
@@ -342,7 +344,8 @@ class Traits:
 class DeviceEvent:
     """One event about one device node; ``uuid`` is the LUKS UUID ('' for REMOVED or when it is no LUKS2 any more).
 
-    ``header``: where the header is, if it is detached.  An image file has its path for a node.
+    ``header``: where the header is, if it is detached.  An image file has its path for a node.  ``configured``: the
+    configuration names it, so that no rule keeps it out.
     """
 
     kind: WatchEvent
@@ -350,13 +353,17 @@ class DeviceEvent:
     uuid: str = ""
     header: str | None = None
     traits: Traits = field(default_factory=Traits)
+    configured: bool = False
 
 
 class Watcher(Protocol):
-    """Follows the block devices of the machine."""
+    """Follows the block devices of the machine, or the volumes that the configuration names."""
 
     def events(self) -> AsyncIterator[DeviceEvent]:
-        """First one ADDED for each LUKS2 device that is there, then live events; loses none in between."""
+        """First one ADDED for each LUKS2 device that is there, then live events; loses none in between.
+
+        Those that are there come at once: the first time that it has to be waited for is the end of them.
+        """
 
     def close(self) -> None: ...
 

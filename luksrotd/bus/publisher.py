@@ -66,8 +66,11 @@ class Publisher:
         self._bus.export(device_path(volume.uuid), device)
 
     def volume_changed(self, volume: Volume, *, fresh: bool) -> None:
-        """Show what changed."""
-        self._devices[volume.uuid].show(volume)
+        """Show what changed, and say so if it was somebody else."""
+        device = self._devices[volume.uuid]
+        device.show(volume)
+        if volume.foreign is not None:
+            device.foreign_change(volume.foreign.before, volume.foreign.after, volume.foreign.direction.value)
 
     def volume_removed(self, volume: Volume) -> None:
         """Withdraw it."""

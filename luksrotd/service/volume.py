@@ -63,6 +63,8 @@ class Volumes:
         self._transactor = transactor or Transactor(host)
         self._reconciler = Reconciler(host, self._transactor)
         self._only_at: int | None = None
+        #: Whose change of a header it was.
+        self.ledger = host.ledger
         #: Keyslots without a token, and what is known of them.
         self.suspects = Suspects(host, self._transactor)
 
