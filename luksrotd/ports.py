@@ -284,14 +284,37 @@ class NoInhibitor:
         yield
 
 
-class History(Protocol):
-    """The record of what has been done, read back."""
+@dataclass(frozen=True, slots=True)
+class Period:
+    """A time, in microseconds since the epoch: from ``since`` on, and before ``until`` if that is given."""
 
-    def entries(self, *, uuid: str | None, since: datetime | None, limit: int) -> Sequence[Mapping[str, str]]:
+    since: int = 0
+    until: int | None = None
+
+
+class History(Protocol):
+    """The record of what has been done (``service.audit``), read back."""
+
+    def entries(self, *, uuid: str | None, period: Period, limit: int) -> Sequence[Mapping[str, str]]:
         """The fields of the newest ``limit`` entries, oldest of them first, without LUKSROTD_, in lower case.
 
-        ``time``: microseconds since the epoch.  Blocks; raises ``StateError``.
+        Only of what root's processes have recorded: anybody may write to the journal what he likes.  ``time``:
+        microseconds since the epoch.  Blocks; raises ``StateError``.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: the unique bus name, the uid, and whether the call allows interaction.
+
+    ``client``, ``unit``: name of the program and its systemd unit, for the record only: they can be forged.
+    """
+
+    name: str
+    uid: int
+    interactive: bool = False
+    client: str = ""
+    unit: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +331,8 @@ class Host:
     journal: Journal
     inventories: Inventories = field(default_factory=NoInventories)
     inhibitor: Inhibitor = field(default_factory=NoInhibitor)
+    myself: Caller = Caller("", 0, client="luksrotd")
+    """Who acts when nobody else does: this process (``service.actor``)."""
 
 
 class WatchEvent(StrEnum):
@@ -353,20 +378,6 @@ class Watcher(Protocol):
         """First one ADDED for each LUKS2 device that is there, then live events; loses none in between."""
 
     def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks: the unique bus name, the uid, and whether the call allows interaction.
-
-    ``client``, ``unit``: name of the program and its systemd unit, for the record only: they can be forged.
-    """
-
-    name: str
-    uid: int
-    interactive: bool = False
-    client: str = ""
-    unit: str = ""
 
 
 class Authority(Protocol):

@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 from luksrotd.errors import Busy, Cancelled, Internal, LuksrotdError, Outcome
 from luksrotd.ports import Caller
 from luksrotd.service import schedule
+from luksrotd.service.actor import acting
 from luksrotd.service.handover import Secrets
 from luksrotd.service.jobs import Job, Kind, State
 from luksrotd.service.schedule import Entry, Limits, Refuse, Start
@@ -203,7 +204,8 @@ class _Work:
 
 
 async def _run(work: _Work) -> object:
-    return await work.request.work(work.job)
+    with acting(work.job.owner, work.job.number):
+        return await work.request.work(work.job)
 
 
 def _entries(works: Mapping[int, _Work]) -> list[Entry]:
