@@ -72,11 +72,12 @@ venv-fuzz: .venv/fuzz.stamp
 demo: deps venv
 	.venv/bin/python -m tests.demo
 
-# One run: all tests, with the branch coverage of the decision code measured on its own tests (tests/conftest.py).
+# All tests, in two runs side by side (tests/__main__.py), with the branch coverage of the decision code measured on its
+# own tests (tests/conftest.py); with PYTEST_ARGS one run of what these say.
 # Native tracebacks: Debian 12's Python 3.11.2 sometimes fails to parse the sources that pytest would quote (a SystemError
 # that ends the run, and hides which test had failed).
 test: deps venv-dev
-	.venv/bin/python -m pytest --cov --tb=native --hypothesis-profile=ci $(PYTEST_ARGS)
+	.venv/bin/python -m $(if $(PYTEST_ARGS),pytest --cov --tb=native --hypothesis-profile=ci $(PYTEST_ARGS),tests)
 
 # The same on Debian 13: libcryptsetup 2.7, Python 3.13, systemd 257, polkit 126.
 test-trixie:

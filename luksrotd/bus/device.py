@@ -126,6 +126,21 @@ class Device(Interface):
         """All device nodes that show the UUID."""
         return list(self._volume.nodes)
 
+    @readable("as")
+    def links(self) -> list[str]:
+        """Other names of the nodes."""
+        return list(self._volume.links)
+
+    @readable("s")
+    def header(self) -> str:
+        """Where the detached header is; '' if it is not detached."""
+        return self._volume.header
+
+    @readable("b")
+    def system(self) -> bool:
+        """Whether it belongs to the machine, and not to who has plugged it in."""
+        return self._volume.system
+
     @readable("s")
     def label(self) -> str:
         """LUKS label."""

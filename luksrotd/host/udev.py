@@ -11,18 +11,33 @@ import errno
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import pyudev
 
 from luksrotd.errors import DeviceError
-from luksrotd.ports import DeviceEvent, WatchEvent
+from luksrotd.ports import DeviceEvent, Traits, WatchEvent
 
 RECEIVE_BUFFER: Final = 16 * 1024 * 1024
 """Bytes of netlink queue; a large machine sends thousands of events at boot."""
 
 _BATCH: Final = 64
 """Events taken from the queue before the rest of the loop has its turn."""
+
+_CARRIED_BUSES: Final = frozenset({"usb", "ieee1394"})
+"""What is attached by these can be taken along, whatever its ``removable`` attribute says of its medium."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What udev says of a node; ``uuid`` is '' unless it holds a LUKS2 volume."""
+
+    uuid: str = ""
+    traits: Traits = field(default_factory=Traits)
+
+
+NOTHING: Final = Found()
 
 
 class UdevWatcher:
@@ -31,7 +46,7 @@ class UdevWatcher:
     def __init__(self, *, receive_buffer: int = RECEIVE_BUFFER) -> None:
         self._receive_buffer = receive_buffer
         self._known: dict[str, str] = {}
-        self._pending: dict[str, str] = {}
+        self._pending: dict[str, Found] = {}
         self._wake = asyncio.Event()
         self._failure: OSError | None = None
         self._rescan = False
@@ -80,7 +95,7 @@ class UdevWatcher:
                 if device is None:
                     break
                 if device.device_node:
-                    self._note(device.device_node, luks2_uuid(device))
+                    self._note(device.device_node, look(device))
         except OSError as error:
             # pyudev's poll() fails on POLLERR with an OSError that does not say why, and leaves the reason pending.
             number = error.errno or _pending_error(monitor.fileno())
@@ -93,18 +108,18 @@ class UdevWatcher:
 
     def _scan(self, context: Any) -> None:
         found = {
-            device.device_node: luks2_uuid(device)
+            device.device_node: look(device)
             for device in context.list_devices(subsystem="block", ID_FS_TYPE="crypto_LUKS")
             if device.device_node
         }
         for node in (self._known.keys() | self._pending.keys()) - found.keys():
-            self._note(node, "")
-        for node, uuid in found.items():
-            self._note(node, uuid)
+            self._note(node, NOTHING)
+        for node, state in found.items():
+            self._note(node, state)
 
-    def _note(self, node: str, uuid: str) -> None:
+    def _note(self, node: str, state: Found) -> None:
         self._pending.pop(node, None)  # to the end of the queue
-        self._pending[node] = uuid
+        self._pending[node] = state
 
 
 def _start_monitor(context: Any, receive_buffer: int) -> Any:
@@ -125,25 +140,61 @@ def _pending_error(descriptor: int) -> int:
         return taken.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
+def look(device: Any) -> Found:
+    """What is on the pyudev device, and what it is."""
+    uuid = luks2_uuid(device)
+    return Found(uuid, traits(device)) if uuid else NOTHING
+
+
 def luks2_uuid(device: Any) -> str:
-    """The LUKS UUID if the pyudev device is there, ready and LUKS2; else ''."""
+    """The LUKS UUID if the pyudev device is there, ready and LUKS2, and no path to a multipath device; else ''."""
     properties = device.properties
     if device.action == "remove" or properties.get("SYSTEMD_READY") == "0":
+        return ""
+    if properties.get("DM_MULTIPATH_DEVICE_PATH") == "1":  # the device on top of it is the one that is used
         return ""
     if properties.get("ID_FS_TYPE") != "crypto_LUKS" or properties.get("ID_FS_VERSION") != "2":
         return ""
     return str(properties.get("ID_FS_UUID", ""))
 
 
-def transition(known: dict[str, str], node: str, uuid: str) -> Iterator[DeviceEvent]:
-    """What to report when ``node`` now holds the LUKS2 volume ``uuid`` ('' for none); keeps ``known`` up to date.
+def traits(device: Any) -> Traits:
+    """What is known of the pyudev device beside its header."""
+    links = sorted(link for link in device.device_links if link.startswith("/dev/disk/"))
+    return Traits(tuple(links), str(device.properties.get("ID_BUS", "")), is_removable(device))
+
+
+def is_removable(device: Any) -> bool:
+    """Whether the pyudev device, or its medium, comes and goes with its user.
+
+    As udisks(8) decides its HintSystem: by the bus, the medium, the kinds of cards, and a rule's UDISKS_SYSTEM above
+    all.  Unlike there a soldered eMMC is none of the cards.  Virtual devices (device-mapper, md, loop) never are.
+    """
+    decided = device.properties.get("UDISKS_SYSTEM")
+    if decided is not None:
+        return decided.lower() not in ("1", "true")
+    parent = device.find_parent("block")
+    disk = device if parent is None else parent  # not "or": a pyudev device has a length
+    if "/devices/virtual/" in disk.sys_path:
+        return False
+    return (
+        device.properties.get("ID_BUS") in _CARRIED_BUSES
+        or disk.attributes.get("removable") == b"1"
+        or disk.sys_name.startswith(("msblk", "mspblk"))
+        or (disk.sys_name.startswith("mmcblk") and disk.attributes.get("device/type") == b"SD")
+    )
+
+
+def transition(known: dict[str, str], node: str, state: Found) -> Iterator[DeviceEvent]:
+    """What to report now that ``node`` is in this state; ``known``, the UUIDs by node, is kept up to date.
 
     A node that got another volume is reported as gone and come.
     """
     before = known.pop(node, "")
-    if uuid:
-        known[node] = uuid
-    if before and before != uuid:
+    if state.uuid:
+        known[node] = state.uuid
+    if before and before != state.uuid:
         yield DeviceEvent(WatchEvent.REMOVED, node)
-    if uuid:
-        yield DeviceEvent(WatchEvent.CHANGED if before == uuid else WatchEvent.ADDED, node, uuid)
+    if state.uuid:
+        kind = WatchEvent.CHANGED if before == state.uuid else WatchEvent.ADDED
+        yield DeviceEvent(kind, node, state.uuid, traits=state.traits)

@@ -6,11 +6,11 @@ import logging
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from luksrotd.errors import BusyError, LuksrotdError, NeedsPerson, UnknownDevice
-from luksrotd.ports import DeviceEvent, DeviceRef, Watcher, WatchEvent
+from luksrotd.ports import DeviceEvent, DeviceRef, Traits, Watcher, WatchEvent
 from luksrotd.rotation.reconcile import Action
 from luksrotd.rotation.view import DeviceView
 from luksrotd.service.volume import Volumes
@@ -39,23 +39,57 @@ class Problem(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a volume shows itself: a device node or image file, the detached header if it has one, and what it is."""
+
+    node: str
+    header: str | None = None
+    traits: Traits = field(default_factory=Traits)
+
+
+@dataclass(frozen=True, slots=True)
 class Volume:
-    """A volume; ``view`` is None while it cannot be read, and ``problems`` say why."""
+    """A volume in at least one place; ``view`` is None while it cannot be read, and ``problems`` say why."""
 
     uuid: str
-    nodes: tuple[str, ...]
+    places: tuple[Place, ...]
     view: DeviceView | None = None
     problems: tuple[Problem, ...] = ()
 
     @property
     def ref(self) -> DeviceRef:
         """The device that is used, with the UUID that it must show."""
-        return DeviceRef(self.nodes[0], uuid=self.uuid)
+        return DeviceRef(self.places[0].node, self.places[0].header, self.uuid)
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """All device nodes and image files that show the UUID."""
+        return tuple(place.node for place in self.places)
+
+    @property
+    def where(self) -> tuple[tuple[str, str | None], ...]:
+        """All places by node and header: what is written to."""
+        return tuple((place.node, place.header) for place in self.places)
+
+    @property
+    def links(self) -> tuple[str, ...]:
+        """Other names of the nodes."""
+        return tuple(sorted({link for place in self.places for link in place.traits.links}))
+
+    @property
+    def header(self) -> str:
+        """Where the detached header is; '' if it is not detached."""
+        return self.places[0].header or ""
+
+    @property
+    def system(self) -> bool:
+        """Whether it belongs to the machine, and not to who has plugged it in."""
+        return not all(place.traits.removable for place in self.places)
 
     @property
     def ambiguous(self) -> bool:
         """Whether several devices show the UUID: copies, or one below the other.  Nobody knows which one to write."""
-        return len(self.nodes) > 1
+        return len(self.places) > 1
 
     @property
     def repairable(self) -> bool:
@@ -176,14 +210,18 @@ class Registry:
             log.warning("%s is left alone: its LUKS UUID is malformed", event.node)
             return
         volume = self._volumes.get(event.uuid) or Volume(event.uuid, ())
+        place = Place(event.node, event.header, event.traits)
         came = event.node not in volume.nodes
         if came:
-            self._volumes[event.uuid] = replace(volume, nodes=(*volume.nodes, event.node))
+            places = (*volume.places, place)
+        else:
+            places = tuple(place if other.node == event.node else other for other in volume.places)
+        self._volumes[event.uuid] = replace(volume, places=places)
         self.refresh(event.uuid, fresh=came)
 
     def _detach(self, volume: Volume, node: str) -> None:
-        rest = tuple(other for other in volume.nodes if other != node)
-        self._volumes[volume.uuid] = replace(volume, nodes=rest)
+        rest = tuple(place for place in volume.places if place.node != node)
+        self._volumes[volume.uuid] = replace(volume, places=rest)
         if rest:
             self.refresh(volume.uuid, fresh=True)
             return
@@ -201,12 +239,12 @@ class Registry:
                 async with self._places:
                     examined = await self._examine(volume)
                 now = self._volumes.get(uuid)
-                if now is None or now.nodes != volume.nodes:
+                if now is None or now.where != volume.where:
                     # It changed under our eyes.  If it is still there, its own event has made it dirty again.
                     if uuid in self._dirty:
                         self._dirty[uuid] |= fresh
                     continue
-                self._set(examined, fresh=fresh)
+                self._set(replace(examined, places=now.places), fresh=fresh)
         finally:
             del self._active[uuid]
 

@@ -3,11 +3,12 @@
 
 import asyncio
 from contextlib import ExitStack, aclosing, asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
-from luksrotd.host.udev import UdevWatcher, transition
-from luksrotd.ports import DeviceEvent, WatchEvent
+from luksrotd.host.udev import Found, UdevWatcher, is_removable, look, transition
+from luksrotd.ports import DeviceEvent, Traits, WatchEvent
 from tests.contract.conftest import delete_partitions, format_luks2, loop_device, run
 from tests.support.simhost import SimWatcher
 
@@ -40,6 +41,9 @@ class SimBench:
     def touch(self, node):
         self._watcher.put(node, self._watcher.present[node])
 
+    def carry(self, node):
+        self._watcher.put(node, self._watcher.present[node], Traits(("/dev/disk/by-id/usb-x",), "usb", removable=True))
+
     def wipe(self, node):
         self._watcher.remove(node)
 
@@ -52,8 +56,9 @@ class SimBench:
 class RealBench:
     """Loop devices under udevd."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, rules):
         self._directory = directory
+        self._rules = rules
         self._images = 0
         self._attached = ExitStack()
 
@@ -77,6 +82,17 @@ class RealBench:
     def touch(self, node):
         run("udevadm", "trigger", "--settle", "--action=change", node)
 
+    def rule(self, node, properties):
+        """Have udev say something of a node, from its next event on."""
+        self._rules.mkdir(exist_ok=True)
+        said = ", ".join(properties)
+        (self._rules / "99-contract.rules").write_text(f'KERNEL=="{node.removeprefix("/dev/")}", {said}\n')
+        run("udevadm", "control", "--reload")
+
+    def carry(self, node):
+        self.rule(node, ['ENV{ID_BUS}="usb"', 'ENV{UDISKS_SYSTEM}="0"', 'SYMLINK+="disk/by-id/usb-x other/name"'])
+        self.touch(node)
+
     def wipe(self, node):
         run("wipefs", "--all", "--quiet", node)
         self.settle()
@@ -94,9 +110,9 @@ class RealBench:
 
 
 @pytest.fixture
-def real(udevd, tmp_path):
+def real(udevd, private_run, tmp_path):
     assert udevd.poll() is None
-    bench = RealBench(tmp_path)
+    bench = RealBench(tmp_path, private_run / "udev" / "rules.d")
     yield bench
     bench.close()
 
@@ -107,17 +123,19 @@ def bench(request):
 
 
 class Reader:
-    """Reads the events of some nodes; others on the machine have devices too."""
+    """Reads the events of some nodes; others on the machine have devices too.  ``traits``: those of the last one."""
 
     def __init__(self, events, nodes):
         self._events = events
         self._nodes = nodes
+        self.traits = Traits()
 
     async def next(self):
         async with asyncio.timeout(HANG):
             async for event in self._events:
                 if event.node in self._nodes:
-                    return event
+                    self.traits = event.traits
+                    return replace(event, traits=Traits())
         return None
 
     async def until(self, kind):
@@ -171,6 +189,24 @@ async def test_another_volume_on_the_node_is_gone_and_come(bench):
         second = bench.format(node)
         assert await reader.until(REMOVED) == DeviceEvent(REMOVED, node)
         assert await reader.until(ADDED) == DeviceEvent(ADDED, node, second)
+
+
+@pytest.mark.asyncio
+async def test_what_a_device_is_comes_with_its_events(bench):
+    node = bench.attach()
+    uuid = bench.format(node)
+    async with reading(bench.watcher(), node) as reader:
+        await reader.until(ADDED)
+        assert (reader.traits.bus, reader.traits.removable) == ("", False)
+        bench.carry(node)
+        while not reader.traits.removable:
+            assert await reader.next() == DeviceEvent(CHANGED, node, uuid)
+        assert reader.traits.bus == "usb"
+        assert "/dev/disk/by-id/usb-x" in reader.traits.links
+        assert all(link.startswith("/dev/disk/") for link in reader.traits.links)
+        bench.detach(node)
+        assert await reader.until(REMOVED) == DeviceEvent(REMOVED, node)
+        assert reader.traits == Traits()
 
 
 @pytest.mark.asyncio
@@ -244,23 +280,19 @@ async def test_luks1_is_none_of_our_business(real):
 
 
 @pytest.mark.asyncio
-async def test_a_device_that_is_not_ready_is_not_there(real, private_run):
-    """A rule of our own says what the rules of device-mapper and md say of theirs while they are suspended."""
+async def test_a_device_that_is_not_ready_or_only_a_path_to_another_is_not_there(real):
+    """A rule says what those of device-mapper and md say of theirs while suspended, and multipath's of its paths."""
     node = real.attach()
     uuid = real.format(node)
-    rules = private_run / "udev" / "rules.d"
-    rules.mkdir()
-    rule = rules / "99-contract.rules"
     async with reading(real.watcher(), node) as reader:
         await reader.until(ADDED)
-        rule.write_text(f'KERNEL=="{node.removeprefix("/dev/")}", ENV{{SYSTEMD_READY}}="0"\n')
-        run("udevadm", "control", "--reload")
-        real.touch(node)
-        assert await reader.until(REMOVED) == DeviceEvent(REMOVED, node)
-        rule.unlink()
-        run("udevadm", "control", "--reload")
-        real.touch(node)
-        assert await reader.until(ADDED) == DeviceEvent(ADDED, node, uuid)
+        for reason in ('ENV{SYSTEMD_READY}="0"', 'ENV{DM_MULTIPATH_DEVICE_PATH}="1"'):
+            real.rule(node, [reason])
+            real.touch(node)
+            assert await reader.until(REMOVED) == DeviceEvent(REMOVED, node)
+            real.rule(node, ['ENV{CONTRACT}="1"'])
+            real.touch(node)
+            assert await reader.until(ADDED) == DeviceEvent(ADDED, node, uuid)
 
 
 @pytest.mark.asyncio
@@ -285,8 +317,62 @@ async def test_a_node_that_disappears_is_gone(real):
 
 def test_what_to_report_depends_on_what_was_known():
     known = {}
+    traits = Traits(bus="usb")
     steps = [("", []), ("u", [ADDED]), ("u", [CHANGED]), ("v", [REMOVED, ADDED]), ("", [REMOVED]), ("", [])]
     for uuid, kinds in steps:
-        events = list(transition(known, "/dev/x", uuid))
-        assert events == [DeviceEvent(kind, "/dev/x", "" if kind is REMOVED else uuid) for kind in kinds]
+        events = list(transition(known, "/dev/x", Found(uuid, traits)))
+        gone, there = DeviceEvent(REMOVED, "/dev/x"), DeviceEvent(ADDED, "/dev/x", uuid, traits=traits)
+        assert events == [gone if kind is REMOVED else replace(there, kind=kind) for kind in kinds]
         assert known == ({"/dev/x": uuid} if uuid else {})
+
+
+class Sysfs:
+    """A device as pyudev shows it."""
+
+    def __init__(self, path, parent=None, attributes=(), **properties):
+        self.sys_path = f"/sys/devices/{path}"
+        self.sys_name = path.rpartition("/")[2]
+        self.properties = properties
+        self.attributes = dict(attributes)
+        self.device_links = ()
+        self.action = "add"
+        self._parent = parent
+
+    def find_parent(self, subsystem):
+        assert subsystem == "block"
+        return self._parent
+
+
+STICK = {"removable": b"1"}
+FIXED = {"removable": b"0"}
+SD = Sysfs("soc/mmc0/block/mmcblk0", None, FIXED | {"device/type": b"SD"})
+EMMC = Sysfs("soc/mmc0/block/mmcblk0", None, FIXED | {"device/type": b"MMC"})
+
+
+@pytest.mark.parametrize(
+    ("device", "removable"),
+    [
+        (Sysfs("pci/block/sda", None, FIXED, ID_BUS="ata"), False),
+        (Sysfs("pci/block/sda", None, FIXED, ID_BUS="usb"), True),
+        (Sysfs("pci/block/sda", None, FIXED, ID_BUS="ieee1394"), True),
+        (Sysfs("pci/block/sda", None, STICK, ID_BUS="ata"), True),
+        (Sysfs("pci/block/sda/sda1", Sysfs("pci/block/sda", None, STICK)), True),
+        (Sysfs("pci/block/sda/sda1", Sysfs("pci/block/sda", None, FIXED)), False),
+        (Sysfs("pci/block/nvme0n1"), False),
+        (SD, True),
+        (Sysfs("soc/mmc0/block/mmcblk0/mmcblk0p2", SD), True),
+        (EMMC, False),
+        (Sysfs("soc/mmc0/block/mmcblk0/mmcblk0p2", EMMC), False),
+        (Sysfs("pci/block/mspblk0", None, FIXED), True),
+        (Sysfs("virtual/block/dm-0", None, FIXED, ID_BUS="usb"), False),
+        (Sysfs("virtual/block/loop0", None, FIXED), False),
+        (Sysfs("virtual/block/loop0", None, FIXED, UDISKS_SYSTEM="0"), True),
+        (Sysfs("pci/block/sda", None, STICK, ID_BUS="usb", UDISKS_SYSTEM="1"), False),
+        (Sysfs("pci/block/sda", None, STICK, ID_BUS="usb", UDISKS_SYSTEM="true"), False),
+    ],
+    ids=str,
+)
+def test_what_is_removable(device, removable):
+    assert is_removable(device) is removable
+    device.properties |= {"ID_FS_TYPE": "crypto_LUKS", "ID_FS_VERSION": "2", "ID_FS_UUID": "u"}
+    assert look(device) == Found("u", Traits(bus=device.properties.get("ID_BUS", ""), removable=removable))

@@ -6,7 +6,7 @@ import asyncio
 import pytest
 
 from luksrotd.errors import NeedsPerson, UnknownDevice
-from luksrotd.ports import DeviceRef
+from luksrotd.ports import DeviceRef, Traits
 from luksrotd.service.registry import Registry
 from tests.service.world import NODE, OLD, OTHER_UUID, UUID, World
 from tests.support.simdisk import SimDisk
@@ -144,6 +144,32 @@ async def test_what_was_seen_of_a_volume_that_changed_meanwhile_is_not_believed(
         await world.registry.settle(UUID)
     assert not world.registry.volumes
     assert world.seen.lines == []
+
+
+async def test_a_volume_is_of_the_system_unless_all_of_its_devices_are_removable(world):
+    stick = Traits(("/dev/disk/by-id/usb-x", "/dev/disk/by-uuid/y"), "usb", removable=True)
+    async with world.running():
+        assert (world.registry.get(UUID).system, world.registry.get(UUID).links) == (True, ())
+        world.watcher.put(NODE, UUID, stick)
+        await world.seen.until(f"changed {NODE}")
+        assert (world.registry.get(UUID).system, world.registry.get(UUID).links) == (False, stick.links)
+        world.watcher.put("/dev/sim1", UUID, Traits(("/dev/disk/by-id/ata-x",)))
+        await world.seen.until(f"fresh {NODE} /dev/sim1")
+        assert world.registry.get(UUID).system
+        assert world.registry.get(UUID).links == ("/dev/disk/by-id/ata-x", *stick.links)
+
+
+async def test_a_detached_header_is_where_it_is_read(world):
+    world.devices.disks["/srv/header"] = SimDisk(world.disk.content, path="/srv/header")
+    world.disk.replace(0, bytes(32768))
+    world.watcher.put(NODE, UUID, header="/srv/header")
+    async with world.running():
+        volume = world.registry.get(UUID)
+        assert volume.ref == DeviceRef(NODE, "/srv/header", UUID)
+        assert (volume.header, volume.problems) == ("/srv/header", ())
+        await world.start("enroll").wait()
+    assert not world.disk.log
+    assert world.devices.disks["/srv/header"].log
 
 
 async def test_a_node_that_gets_another_volume(world):

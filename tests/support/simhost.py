@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from luksrotd.errors import DeviceError, StateError
-from luksrotd.ports import DeviceEvent, HeaderDevice, WatchEvent
+from luksrotd.ports import DeviceEvent, HeaderDevice, Traits, WatchEvent
 from luksrotd.rotation.inventory import Inventory
 
 UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
@@ -111,16 +111,22 @@ class SimWatcher:
 
     def __init__(self) -> None:
         self.present: dict[str, str] = {}
+        self.traits: dict[str, Traits] = {}
+        self.headers: dict[str, str] = {}
         self._queue: asyncio.Queue[DeviceEvent | None] = asyncio.Queue()
         self._started = False
 
-    def put(self, node: str, uuid: str) -> None:
-        """A LUKS2 volume appears on ``node``, or the one that is there changes."""
+    def put(self, node: str, uuid: str, traits: Traits | None = None, header: str | None = None) -> None:
+        """A LUKS2 volume appears on ``node``, or the one that is there changes; ``traits`` and ``header`` last."""
         kind = WatchEvent.CHANGED if self.present.get(node) == uuid else WatchEvent.ADDED
         if node in self.present and kind is WatchEvent.ADDED:
             self._push(DeviceEvent(WatchEvent.REMOVED, node))
         self.present[node] = uuid
-        self._push(DeviceEvent(kind, node, uuid))
+        if traits is not None:
+            self.traits[node] = traits
+        if header is not None:
+            self.headers[node] = header
+        self._push(self._event(kind, node))
 
     def remove(self, node: str) -> None:
         """The volume on ``node`` goes: unplugged, wiped or reformatted."""
@@ -130,14 +136,18 @@ class SimWatcher:
     async def events(self) -> AsyncIterator[DeviceEvent]:
         """What is there, then what happens; ends after ``close``."""
         self._started = True
-        for node, uuid in list(self.present.items()):
-            self._push(DeviceEvent(WatchEvent.ADDED, node, uuid))
+        for node in list(self.present):
+            self._push(self._event(WatchEvent.ADDED, node))
         while (event := await self._queue.get()) is not None:
             yield event
 
     def close(self) -> None:
         """End ``events``."""
         self._queue.put_nowait(None)
+
+    def _event(self, kind: WatchEvent, node: str) -> DeviceEvent:
+        traits = self.traits.get(node, Traits())
+        return DeviceEvent(kind, node, self.present[node], self.headers.get(node), traits)
 
     def _push(self, event: DeviceEvent) -> None:
         if self._started:  # before that it is part of what is there

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""All tests, in two runs of pytest side by side: those that compute, and those that wait for real parts.
+
+    python -m tests
+
+The output of the second is shown when the first has ended.  The exit status is that of the one that failed, if one did.
+"""
+
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO, Final
+
+TESTS: Final = Path(__file__).parent
+#: The decision code, whose coverage is measured, and all that simulates.
+COMPUTING: Final = frozenset({"crash", "model", "property", "service", "unit", "vectors"})
+ARGUMENTS: Final = ("--tb=native", "--hypothesis-profile=ci")
+
+
+def halves() -> tuple[list[str], list[str]]:
+    """Every folder and module of tests: those of ``COMPUTING``, and all others."""
+    folders = [path for path in TESTS.iterdir() if any(path.glob("**/test_*.py")) or path.name.startswith("test_")]
+    names = sorted(path.relative_to(TESTS.parent).as_posix() for path in folders)
+    computing = [name for name in names if Path(name).name in COMPUTING]
+    return computing, [name for name in names if name not in computing]
+
+
+def main() -> int:
+    """Run them; the exit status of pytest."""
+    computing, waiting = halves()
+    with tempfile.TemporaryFile() as kept:
+        # Not of one process group with this: an interrupt is passed on once, by pytest's own rules.
+        first = _start([*computing, "--cov"], kept)
+        second = _start([*waiting, "--no-cov"], None)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, _: [one.send_signal(number) for one in (first, second)])
+        statuses = [second.wait(), first.wait()]
+        kept.seek(0)
+        sys.stdout.flush()
+        sys.stdout.buffer.write(kept.read())
+        sys.stdout.flush()
+    return next((status for status in statuses if status), 0)
+
+
+def _start(arguments: list[str], output: IO[bytes] | None) -> subprocess.Popen[bytes]:
+    argv = [sys.executable, "-m", "pytest", *ARGUMENTS, *arguments]
+    return subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT if output else None, start_new_session=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
