@@ -285,18 +285,23 @@ class NoInhibitor:
 
 
 @dataclass(frozen=True, slots=True)
-class Period:
-    """A time, in microseconds since the epoch: from ``since`` on, and before ``until`` if that is given."""
+class Query:
+    """Which records are wanted: the newest ``limit`` of those of a volume (``uuid``; '' for all) and of a time.
 
+    ``since``, ``until``: microseconds since the epoch; the first is in it, the second is not.
+    """
+
+    uuid: str = ""
     since: int = 0
     until: int | None = None
+    limit: int = 100
 
 
 class History(Protocol):
     """The record of what has been done (``service.audit``), read back."""
 
-    def entries(self, *, uuid: str | None, period: Period, limit: int) -> Sequence[Mapping[str, str]]:
-        """The fields of the newest ``limit`` entries, oldest of them first, without LUKSROTD_, in lower case.
+    def entries(self, query: Query) -> Sequence[Mapping[str, str]]:
+        """The fields of each record, without LUKSROTD_, in lower case; the oldest record first.
 
         Only of what root's processes have recorded: anybody may write to the journal what he likes.  ``time``:
         microseconds since the epoch.  Blocks; raises ``StateError``.

@@ -27,6 +27,7 @@ from luksrotd.bus.caller import CallerVanished
 from luksrotd.bus.errors import name_of, text_of
 from luksrotd.bus.values import OPTIONS_SIGNATURE, OptionTable, ReceivedFd, check_options, from_body, to_body
 from luksrotd.errors import Cancelled, Internal, LuksrotdError, Outcome
+from luksrotd.service.actor import acting
 
 if TYPE_CHECKING:
     from luksrotd.bus.interface import Interface
@@ -133,7 +134,8 @@ class Exposed:
                 details = {"operation": self.name, **await interface.details(self.name, arguments)}
                 await interface.guard.authorize(caller, self.action, details)
             has_started = True
-            result = await self.handler(interface, caller, *arguments)
+            with acting(caller):
+                result = await self.handler(interface, caller, *arguments)
             return self._reply(message, result)
         except CallerVanished:
             raise

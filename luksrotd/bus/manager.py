@@ -6,22 +6,27 @@ import os.path
 from collections.abc import Mapping
 from typing import Any
 
+from dbus_next.signature import Variant
+
 import luksrotd
 from luksrotd import names
+from luksrotd.bus import history
 from luksrotd.bus.convert import device_path
 from luksrotd.bus.exposed import exposed
 from luksrotd.bus.guard import Guard
 from luksrotd.bus.interface import Emits, Interface, readable
 from luksrotd.ports import Caller
+from luksrotd.service.history import Chronicle
 from luksrotd.service.registry import Registry
 
 
 class Manager(Interface):
     """The root object."""
 
-    def __init__(self, guard: Guard, registry: Registry) -> None:
+    def __init__(self, guard: Guard, registry: Registry, chronicle: Chronicle) -> None:
         super().__init__(names.MANAGER_INTERFACE, guard)
         self._registry = registry
+        self._chronicle = chronicle
 
     @exposed("a{sv}", "ao", action=names.ACTION_LIST, outputs=["devices"])
     async def get_devices(self, caller: Caller, options: Mapping[str, Any]) -> list[str]:
@@ -34,6 +39,11 @@ class Manager(Interface):
         if device.startswith("/") and "\0" not in device:
             device = await asyncio.to_thread(os.path.realpath, device)  # may hang, on a dead network file system
         return device_path(self._registry.find(device).uuid)
+
+    @exposed("a{sv}", "aa{sv}", action=names.ACTION_HISTORY, options=history.OPTIONS, outputs=["entries"])
+    async def get_history(self, caller: Caller, options: Mapping[str, Any]) -> list[dict[str, Variant]]:
+        """What has been done, as the journal has it."""
+        return history.records(await self._chronicle.read(history.query(options)))
 
     @readable("s", emits=Emits.CONST)
     def version(self) -> str:

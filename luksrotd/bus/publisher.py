@@ -12,6 +12,7 @@ from luksrotd.bus.job import Job
 from luksrotd.bus.manager import Manager
 from luksrotd.bus.secrets import Keyring
 from luksrotd.service import jobs
+from luksrotd.service.history import Chronicle
 from luksrotd.service.operations import Operations
 from luksrotd.service.registry import Registry, Volume
 from luksrotd.service.runner import Runner
@@ -38,6 +39,7 @@ class Publisher:
         operations: Operations,
         registry: Registry,
         runner: Runner,
+        chronicle: Chronicle,
     ) -> None:
         self._bus = bus
         self._guard = guard
@@ -45,11 +47,12 @@ class Publisher:
         self._operations = operations
         self._registry = registry
         self._runner = runner
+        self._chronicle = chronicle
         self._devices: dict[str, Device] = {}
 
     def publish(self) -> None:
         """Export everything, from now on."""
-        self._bus.export(names.ROOT_PATH, Manager(self._guard, self._registry))
+        self._bus.export(names.ROOT_PATH, Manager(self._guard, self._registry, self._chronicle))
         self._registry.observe(self)
         self._runner.observe(self)
         for volume in self._registry.volumes.values():
