@@ -291,14 +291,42 @@ class NoInhibitor:
         yield
 
 
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Which records are wanted: the newest ``limit`` of those of a volume (``uuid``; '' for all) and of a time.
+
+    ``since``, ``until``: microseconds since the epoch; the first is in it, the second is not.
+    """
+
+    uuid: str = ""
+    since: int = 0
+    until: int | None = None
+    limit: int = 100
+
+
 class History(Protocol):
-    """The record of what has been done, read back."""
+    """The record of what has been done (``service.audit``), read back."""
 
-    def entries(self, *, uuid: str | None, since: datetime | None, limit: int) -> Sequence[Mapping[str, str]]:
-        """The fields of the newest ``limit`` entries, oldest of them first, without LUKSROTD_, in lower case.
+    def entries(self, query: Query) -> Sequence[Mapping[str, str]]:
+        """The fields of each record, without LUKSROTD_, in lower case; the oldest record first.
 
-        ``time``: microseconds since the epoch.  Blocks; raises ``StateError``.
+        Only of what root's processes have recorded: anybody may write to the journal what he likes.  ``time``:
+        microseconds since the epoch.  Blocks; raises ``StateError``.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: the unique bus name, the uid, and whether the call allows interaction.
+
+    ``client``, ``unit``: name of the program and its systemd unit, for the record only: they can be forged.
+    """
+
+    name: str
+    uid: int
+    interactive: bool = False
+    client: str = ""
+    unit: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +344,8 @@ class Host:
     inventories: Inventories = field(default_factory=NoInventories)
     inhibitor: Inhibitor = field(default_factory=NoInhibitor)
     ledger: Ledger = field(default_factory=Ledger)
+    myself: Caller = Caller("", 0, client="luksrotd")
+    """Who acts when nobody else does: this process (``service.actor``)."""
 
 
 class WatchEvent(StrEnum):
@@ -366,20 +396,6 @@ class Watcher(Protocol):
         """
 
     def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks: the unique bus name, the uid, and whether the call allows interaction.
-
-    ``client``, ``unit``: name of the program and its systemd unit, for the record only: they can be forged.
-    """
-
-    name: str
-    uid: int
-    interactive: bool = False
-    client: str = ""
-    unit: str = ""
 
 
 class Authority(Protocol):
