@@ -7,11 +7,12 @@ from typing import Any
 from dbus_next.signature import Variant
 
 from luksrotd import names
-from luksrotd.bus.convert import device_path, result_property
+from luksrotd.bus.convert import device_path
 from luksrotd.bus.errors import name_of
 from luksrotd.bus.exposed import UNPRIVILEGED, exposed
 from luksrotd.bus.guard import Guard
 from luksrotd.bus.interface import Emits, Interface, emitted, readable
+from luksrotd.bus.results import result_property
 from luksrotd.errors import InvalidRequest
 from luksrotd.ports import Caller
 from luksrotd.service import jobs

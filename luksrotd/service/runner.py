@@ -13,6 +13,7 @@ from luksrotd.config import Limits
 from luksrotd.errors import Busy, Cancelled, Internal, LuksrotdError, Outcome
 from luksrotd.ports import Caller
 from luksrotd.service import schedule
+from luksrotd.service.actor import acting
 from luksrotd.service.estimate import Estimator, Timers
 from luksrotd.service.handover import Secrets
 from luksrotd.service.jobs import UNSEEN, Job, Kind, State
@@ -256,7 +257,8 @@ class _Work:
 
 
 async def _run(work: _Work) -> object:
-    return await work.request.work(work.job)
+    with acting(work.job.owner, work.job.number):
+        return await work.request.work(work.job)
 
 
 def _entries(works: Mapping[int, _Work]) -> list[Entry]:
