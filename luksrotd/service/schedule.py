@@ -29,7 +29,7 @@ class Entry:
     memory_kib: int = 0
 
 
-#: When the last job of each owner started: the number of the newest job at that time, and a count of starts since it came.
+#: When the last job of each owner started: the number of the newest job then, and a count of starts since that came.
 Turns = Mapping[int | None, tuple[int, int]]
 
 

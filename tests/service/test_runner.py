@@ -249,23 +249,6 @@ async def test_nothing_starts_while_it_drains(log):
     assert {job.state for job in jobs} == {State.CANCELLED}
 
 
-async def test_a_scrub_can_be_given_up_between_two_pieces(log):
-    runner, written = made(log), asyncio.Event()
-
-    async def scrub(job):
-        job.entered(Phase.WIPE_OLD)
-        written.set()
-        await log.go.wait()
-
-    job = runner.submit(log.request(scrub, kind=Kind.SCRUB))
-    await written.wait()
-    assert job.cancellable
-    runner.cancel(job)
-    with pytest.raises(Cancelled):
-        await job.wait()
-    assert (job.state, job.outcome) == (State.CANCELLED, Outcome.UNCHANGED)
-
-
 # -- admission ---------------------------------------------------------------------------------------------------
 
 
