@@ -21,11 +21,14 @@ from luksrotd.bus.publisher import Publisher
 from luksrotd.bus.secrets import Keyring
 from luksrotd.errors import LuksrotdError
 from luksrotd.host.hardening import harden
+from luksrotd.host.keeping import PipeKeeper
 from luksrotd.host.notify import ServiceManager, watchdog_interval
 from luksrotd.host.sealed import SecretMemfd
 from luksrotd.host.udev import UdevWatcher
 from luksrotd.ports import Devices, Host, Watcher
+from luksrotd.service.drafts import Drafts
 from luksrotd.service.operations import Operations
+from luksrotd.service.owned import Means
 from luksrotd.service.registry import Registry
 from luksrotd.service.runner import Runner
 from luksrotd.service.volume import Volumes
@@ -50,7 +53,9 @@ class Daemon:
         operations = Operations(volumes, self._registry, self._runner)
         guard = Guard(self._callers, PolkitAuthority(bus))
         keyring = Keyring(guard, SecretMemfd)
-        self._publisher = Publisher(bus, guard, keyring, operations, self._registry, self._runner)
+        means = Means(self._registry, self._runner, PipeKeeper())
+        self._drafts = Drafts(host, means, self._callers.gone)
+        self._publisher = Publisher(bus, guard, keyring, operations, self._registry, self._runner, self._drafts)
 
     async def run(self, stop: asyncio.Event) -> int:
         """Serve until ``stop`` is set; the exit status: 0 if it was, 1 if the name, the bus or udev cannot be had."""
@@ -67,6 +72,7 @@ class Daemon:
         lost = [reason for reason, task in ends.items() if reason and task.done()]
         self._manager.stopping("finishing what must be finished")
         # While the bus is still there, so that clients learn what became of their jobs.
+        self._drafts.close()
         await self._runner.drain()
         for task in (*ends.values(), watchdog):
             task.cancel()

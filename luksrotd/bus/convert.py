@@ -4,6 +4,7 @@
 dbus/org.luksrotd1.Device.xml says how a credential, a new secret and the key derivation options are described.
 """
 
+import json
 import os
 import stat
 from collections.abc import Mapping
@@ -15,9 +16,11 @@ from luksrotd import names
 from luksrotd.bus.values import OptionTable
 from luksrotd.errors import InvalidRequest, SecretRejected
 from luksrotd.rotation.edits import PBKDF_FOR_RANDOM_KEYS, Pbkdf
+from luksrotd.rotation.preview import Difference
 from luksrotd.rotation.token import parse_data
 from luksrotd.rotation.view import DeviceView
 from luksrotd.service.operations import KeyOptions
+from luksrotd.service.transaction import Committed
 from luksrotd.service.volume import KeyChange
 
 CREDENTIAL: Final[OptionTable] = {"fd": "h", "keyfile": "s"}
@@ -120,8 +123,35 @@ def keys_property(view: DeviceView | None) -> dict[int, dict[str, Variant]]:
     }
 
 
+def difference_row(difference: Difference) -> tuple[str, str, str, dict[str, Variant], dict[str, Variant]]:
+    """A difference as ``Plan`` tells it."""
+    before, after = (
+        {name: _told(value) for name, value in side.items()} for side in (difference.before, difference.after)
+    )
+    return difference.what, difference.name, difference.how, before, after
+
+
+def _told(value: object) -> Variant:
+    """A JSON value: a text, number or boolean as such, all else, how deep it may be, as JSON text."""
+    match value:
+        case bool():
+            return Variant("b", value)
+        case int() if value < 2**63:
+            return Variant("x", value)
+        case int():
+            return Variant("t", value)
+        case float():
+            return Variant("d", value)
+        case str():
+            return Variant("s", value)
+        case _:
+            return Variant("s", json.dumps(value, ensure_ascii=False))
+
+
 def result_property(result: object) -> dict[str, Variant]:
     """The property Result of a job."""
+    if isinstance(result, Committed):
+        return {"seqid-before": Variant("t", result.seqid_before), "seqid-after": Variant("t", result.seqid_after)}
     if not isinstance(result, KeyChange):
         return {}
     return {

@@ -21,9 +21,11 @@ from luksrotd.bus.exposed import exposed
 from luksrotd.bus.guard import Guard
 from luksrotd.bus.interface import Emits, Interface, readable
 from luksrotd.bus.secrets import Keyring
+from luksrotd.bus.transaction import MICROSECONDS, transaction_path
 from luksrotd.ports import Caller
 from luksrotd.rotation.edits import NEW, UNLOCK
 from luksrotd.rotation.reconcile import Finding
+from luksrotd.service.drafts import Drafts
 from luksrotd.service.operations import Operations
 from luksrotd.service.registry import Problem, Volume
 from luksrotd.service.runner import Runner
@@ -40,18 +42,27 @@ Row = tuple[str, str, str]
 class Device(Interface):
     """A volume; told by ``show`` what it looks like now."""
 
-    def __init__(self, guard: Guard, keyring: Keyring, operations: Operations, runner: Runner, volume: Volume) -> None:
+    def __init__(
+        self,
+        guard: Guard,
+        keyring: Keyring,
+        operations: Operations,
+        runner: Runner,
+        volume: Volume,
+        drafts: Drafts,
+    ) -> None:
         super().__init__(names.DEVICE_INTERFACE, guard)
         self._keyring = keyring
         self._operations = operations
         self._runner = runner
         self._volume = volume
+        self._drafts = drafts
         self._shown = self.values()
 
     async def details(self, method: str, arguments: Sequence[Any]) -> Mapping[str, str]:
         """The volume, and the name of the key where there is one."""
         about = {"device": self._volume.nodes[0], "uuid": self._volume.uuid}
-        return about if method == "Reconcile" else {**about, "key": key_name(arguments[0])}
+        return about if method in ("Reconcile", "BeginTransaction") else {**about, "key": key_name(arguments[0])}
 
     def show(self, volume: Volume | None = None) -> None:
         """Tell the bus which properties changed, now that the volume is like this, or (None) busy or idle."""
@@ -108,6 +119,20 @@ class Device(Interface):
         dry_run = bool(options.get("dry-run", False))
         done = await self._operations.reconcile(self._volume.uuid, caller, dry_run=dry_run)
         return _rows(done.found), _rows(done.left)
+
+    @exposed(
+        "a{sv}",
+        "o",
+        action=names.ACTION_TRANSACTION,
+        options={"timeout": "t", "if-generation": "t"},
+        outputs=["transaction"],
+    )
+    async def begin_transaction(self, caller: Caller, options: Described) -> str:
+        """Begin a transaction that the caller composes."""
+        seconds = options["timeout"] / MICROSECONDS if "timeout" in options else None
+        generation = options.get("if-generation")
+        begun = await self._drafts.begin(self._volume.uuid, caller, seconds=seconds, generation=generation)
+        return transaction_path(begun.terms.number)
 
     # -- properties -----------------------------------------------------------------------------------------------
 

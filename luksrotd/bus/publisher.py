@@ -11,7 +11,9 @@ from luksrotd.bus.interface import Interface
 from luksrotd.bus.job import Job
 from luksrotd.bus.manager import Manager
 from luksrotd.bus.secrets import Keyring
+from luksrotd.bus.transaction import Transactions
 from luksrotd.service import jobs
+from luksrotd.service.drafts import Drafts
 from luksrotd.service.operations import Operations
 from luksrotd.service.registry import Registry, Volume
 from luksrotd.service.runner import Runner
@@ -38,6 +40,7 @@ class Publisher:
         operations: Operations,
         registry: Registry,
         runner: Runner,
+        drafts: Drafts,
     ) -> None:
         self._bus = bus
         self._guard = guard
@@ -45,6 +48,7 @@ class Publisher:
         self._operations = operations
         self._registry = registry
         self._runner = runner
+        self._drafts = drafts
         self._devices: dict[str, Device] = {}
 
     def publish(self) -> None:
@@ -52,12 +56,13 @@ class Publisher:
         self._bus.export(names.ROOT_PATH, Manager(self._guard, self._registry))
         self._registry.observe(self)
         self._runner.observe(self)
+        self._drafts.observe(Transactions(self._bus, self._guard, self._keyring))
         for volume in self._registry.volumes.values():
             self.volume_added(volume)
 
     def volume_added(self, volume: Volume) -> None:
         """Export it."""
-        device = Device(self._guard, self._keyring, self._operations, self._runner, volume)
+        device = Device(self._guard, self._keyring, self._operations, self._runner, volume, self._drafts)
         self._devices[volume.uuid] = device
         self._bus.export(device_path(volume.uuid), device)
 
