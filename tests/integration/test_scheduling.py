@@ -6,7 +6,7 @@ from dbus_next.signature import Variant
 
 from luksrotd import names
 from luksrotd.service.progress import Stage, fraction
-from tests.support.busclient import CallFailed
+from tests.support.busclient import BusClient, CallFailed
 from tests.support.daemon_process import BACKUP, appeared, disk, ended, reached, start
 
 pytestmark = pytest.mark.asyncio
@@ -99,18 +99,14 @@ async def test_progress_moves_while_keys_are_derived(daemon, client, volume):
 
 
 async def test_the_end_is_told_once_and_can_be_read_later(daemon, client, volume):
-    jobs = [await start(client, volume.path, "Enroll", new=BACKUP, name=name) for name in ("one", "one", "two")]
-    for job in jobs:
-        await ended(client, job)
-    barrier = await start(client, volume.path, "Enroll", new=BACKUP, name="three")
-    while True:
-        completed = await client.signal("Completed")
-        if completed.path == barrier:
-            break
-        jobs.append(completed.path)
-    told = [path for path in jobs if jobs.count(path) > 2]
-    assert not told
-    late = [await client.get_all(job, JOB) for job in jobs[:3]]
+    async with BusClient() as watcher:
+        await watcher.subscribe()
+        jobs = [await start(client, volume.path, "Enroll", new=BACKUP, name=name) for name in ("one", "one", "two")]
+        late = [await ended(client, job) for job in jobs]
+        await watcher.get(jobs[0], JOB, "State")  # what was sent before the reply has arrived
+        told = [signal.path for signal in watcher.signals if signal.member == "Completed"]
+        assert told == jobs
     assert [job["State"] for job in late] == ["finished", "failed", "finished"]
     assert late[1]["ErrorName"] == names.ERROR_PREFIX + "KeyExists"
     assert late[0]["Result"]["name"].value == "one"
+    assert [await client.get_all(job, JOB) for job in jobs] == late
