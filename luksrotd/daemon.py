@@ -25,7 +25,6 @@ from luksrotd.errors import LuksrotdError
 from luksrotd.host.hardening import harden
 from luksrotd.host.history import JournalHistory
 from luksrotd.host.keeping import PipeKeeper
-from luksrotd.host.memory import budget_kib
 from luksrotd.host.notify import ServiceManager, watchdog_interval
 from luksrotd.host.process import client_and_unit
 from luksrotd.host.sealed import SecretMemfd
@@ -58,7 +57,7 @@ class Daemon:
         self._manager = manager
         self._callers = Callers(bus, client_and_unit)
         volumes = Volumes(host)
-        self._runner = Runner(memory_kib=budget_kib())
+        self._runner = Runner()
         self._registry = Registry(volumes, watcher)
         operations = Operations(volumes, self._registry, self._runner)
         self._audit = Audit(host)

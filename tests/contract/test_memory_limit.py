@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from luksrotd.host.memory import available_kib, budget_kib
+from luksrotd.host.memory import available_kib
 
 GIB = 1024 * 1024
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"
@@ -35,7 +35,7 @@ def machine(tmp_path):
 
 def test_without_a_limit_it_is_what_the_machine_has(machine):
     root = machine("0::/system.slice/x", [V2], **{"system.slice/x/memory.max": "max"})
-    assert (available_kib(root), budget_kib(root)) == (8 * GIB, 6 * GIB)
+    assert available_kib(root) == 8 * GIB
 
 
 @pytest.mark.parametrize("file", ["memory.max", "memory.high"])
@@ -43,7 +43,7 @@ def test_without_a_limit_it_is_what_the_machine_has(machine):
 def test_every_group_up_the_tree_limits(machine, file, where):
     limits = {"system.slice/memory.max": 5 * GIB, f"{where}{file}": 4 * GIB}
     root = machine("0::/system.slice/luksrotd.service", [CPU, V2], **limits)
-    assert (available_kib(root), budget_kib(root)) == (4 * GIB, 3 * GIB)
+    assert available_kib(root) == 4 * GIB
 
 
 def test_groups_of_others_do_not(machine):
@@ -85,10 +85,9 @@ def test_a_mount_point_with_a_space(machine):
 
 
 def test_where_nothing_can_be_read_nothing_is_known(tmp_path):
-    assert (available_kib(tmp_path), budget_kib(tmp_path)) == (0, None)
+    assert available_kib(tmp_path) == 0
 
 
 def test_this_machine():
     total = int(Path("/proc/meminfo").read_text().split()[1])
     assert 0 < available_kib() <= total
-    assert budget_kib() == available_kib() * 3 // 4
