@@ -14,7 +14,7 @@ from luksrotd.bus.errors import name_of
 from luksrotd.bus.exposed import exposed
 from luksrotd.bus.guard import Guard
 from luksrotd.bus.interface import Emits, Interface, readable
-from luksrotd.bus.results import Row, rows
+from luksrotd.bus.results import Described, Row, rows, set_status
 from luksrotd.bus.secrets import Keyring
 from luksrotd.errors import LuksrotdError, UnknownDevice
 from luksrotd.ports import Caller
@@ -96,19 +96,17 @@ class Manager(Interface):
 
     @exposed(
         "aosa{sv}",
-        "ssa(os)",
+        "a{sv}aa{sv}",
         action=names.ACTION_LIST,
         options=known.GROUP,
-        outputs=["group", "state", "members"],
+        outputs=["status", "members"],
     )
     async def get_set_status(
         self, caller: Caller, devices: list[str], name: str, options: Map
-    ) -> tuple[str, str, list[tuple[str, str]]]:
+    ) -> tuple[Described, list[Described]]:
         """Where a rotation in two steps of a set stands."""
         uuids = [volume.uuid for volume in self._volumes(devices)]
-        found = await self._sets.status(uuids, key_name(name), options.get("group") or None)
-        members = [(device_path(member.uuid), member.standing.value) for member in found.members]
-        return found.group.id if found.group else "", found.state.value, members
+        return set_status(await self._sets.status(uuids, key_name(name), options.get("group") or None))
 
     async def _change(
         self,
@@ -122,8 +120,8 @@ class Manager(Interface):
         """Start a job on a set; its path."""
         volumes = self._volumes(devices)
         generated = "generate" in secrets.get(NEW, {})
-        wish = known.of_set(key_name(name), options, self._operations.config, generated=generated)
-        about = {"operation": kind.value.capitalize(), **_about(volumes, wish.wanted.name)}
+        wish = known.wanted(key_name(name), options, self._operations.config, generated=generated)
+        about = {"operation": kind.value.capitalize(), **_about(volumes, wish.name)}
         opened = await self._keyring.open(caller, about, secrets)
         return job_path(self._sets.start(kind, [volume.uuid for volume in volumes], caller, wish, opened).number)
 
