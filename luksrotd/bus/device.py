@@ -12,7 +12,7 @@ from luksrotd.bus import options as known
 from luksrotd.bus.convert import CREDENTIAL, NEW_SECRET, job_path, key_name
 from luksrotd.bus.exposed import camel_case, exposed
 from luksrotd.bus.guard import Guard
-from luksrotd.bus.interface import Emits, Interface, readable
+from luksrotd.bus.interface import Emits, Interface, emitted, readable
 from luksrotd.bus.results import DifferenceRow, Row, difference_row, keys_property, rows
 from luksrotd.bus.secrets import Keyring
 from luksrotd.bus.values import OptionTable
@@ -48,6 +48,10 @@ class Device(Interface):
     def _about(self, key: str) -> Mapping[str, str]:
         about = {"device": self._volume.nodes[0], "uuid": self._volume.uuid}
         return {**about, "key": key} if key else about
+
+    def is_of_system(self) -> bool:
+        """As the property System says."""
+        return self._volume.system
 
     def show(self, volume: Volume | None = None) -> None:
         """Tell the bus which properties changed, now that the volume is like this, or (None) busy or idle."""
@@ -166,6 +170,12 @@ class Device(Interface):
         done = await self._operations.reconcile(self._volume.uuid, caller, **known.reconciliation(options))
         return rows(done.found), rows(done.left)
 
+    # -- signals --------------------------------------------------------------------------------------------------
+
+    @emitted("tts", "generation_before", "generation_after", "kind")
+    def foreign_change(self, generation_before: int, generation_after: int, kind: str) -> None:
+        """Somebody other than luksrotd has changed the header."""
+
     # -- properties -----------------------------------------------------------------------------------------------
 
     @readable("s", name="UUID", emits=Emits.CONST)
@@ -207,6 +217,11 @@ class Device(Interface):
     def generation(self) -> int:
         """LUKS sequence number; 0 while the header cannot be read."""
         return self._volume.view.seqid if self._volume.view else 0
+
+    @readable("s")
+    def header_digest(self) -> str:
+        """SHA-256 of both header copies; '' while the header cannot be read."""
+        return self._volume.view.digest if self._volume.view else ""
 
     @readable("au")
     def keyslots(self) -> list[int]:

@@ -6,8 +6,11 @@ import os.path
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dbus_next.signature import Variant
+
 import luksrotd
 from luksrotd import names
+from luksrotd.bus import history
 from luksrotd.bus import options as known
 from luksrotd.bus.convert import CREDENTIAL, NEW_SECRET, device_path, job_path, key_name
 from luksrotd.bus.errors import name_of
@@ -19,6 +22,7 @@ from luksrotd.bus.secrets import Keyring
 from luksrotd.errors import LuksrotdError, UnknownDevice
 from luksrotd.ports import Caller
 from luksrotd.rotation.edits import NEW, UNLOCK
+from luksrotd.service.history import Chronicle
 from luksrotd.service.jobs import Kind
 from luksrotd.service.operations import Operations
 from luksrotd.service.registry import Registry, Volume
@@ -31,13 +35,20 @@ class Manager(Interface):
     """The root object."""
 
     def __init__(
-        self, guard: Guard, keyring: Keyring, operations: Operations, sets: SetJobs, registry: Registry
+        self,
+        guard: Guard,
+        keyring: Keyring,
+        operations: Operations,
+        sets: SetJobs,
+        registry: Registry,
+        chronicle: Chronicle,
     ) -> None:
         super().__init__(names.MANAGER_INTERFACE, guard)
         self._keyring = keyring
         self._operations = operations
         self._sets = sets
         self._registry = registry
+        self._chronicle = chronicle
 
     async def details(self, method: str, arguments: Sequence[Any]) -> Mapping[str, str]:
         """Of a set its volumes, and the name of the key."""
@@ -56,6 +67,11 @@ class Manager(Interface):
         if device.startswith("/") and "\0" not in device:
             device = await asyncio.to_thread(os.path.realpath, device)  # may hang, on a dead network file system
         return device_path(self._registry.find(device).uuid)
+
+    @exposed("a{sv}", "aa{sv}", action=names.ACTION_HISTORY, options=history.OPTIONS, outputs=["entries"])
+    async def get_history(self, caller: Caller, options: Mapping[str, Any]) -> list[dict[str, Variant]]:
+        """What has been done, as the journal has it."""
+        return history.records(await self._chronicle.read(history.query(options)))
 
     @exposed("a{sv}", "a(oa(sss)a(sss)s)", action=names.ACTION_RECONCILE, options=known.RECONCILE, outputs=["results"])
     async def reconcile(self, caller: Caller, options: Map) -> list[tuple[str, list[Row], list[Row], str]]:

@@ -37,6 +37,7 @@ class Operations:
         self._runner = runner
         #: What holds where a caller does not say.
         self.config = Config()
+        registry.heed(runner)
         registry.observe(self)
         runner.observe(self)
 
