@@ -19,7 +19,7 @@ from luksrotd.bus.guard import Guard
 from luksrotd.bus.interface import Emits, Interface, readable
 from luksrotd.bus.results import Described, Row, rows, set_status
 from luksrotd.bus.secrets import Keyring
-from luksrotd.errors import LuksrotdError, UnknownDevice
+from luksrotd.errors import InvalidRequest, LuksrotdError, UnknownDevice
 from luksrotd.ports import Caller
 from luksrotd.rotation.edits import NEW, UNLOCK
 from luksrotd.service.history import Chronicle
@@ -142,7 +142,9 @@ class Manager(Interface):
         return job_path(self._sets.start(kind, [volume.uuid for volume in volumes], caller, wish, opened).number)
 
     def _volumes(self, paths: Sequence[str]) -> list[Volume]:
-        """The volumes at these object paths; raises ``UnknownDevice``."""
+        """The volumes at these object paths; raises ``InvalidRequest`` and ``UnknownDevice``."""
+        if not paths:
+            raise InvalidRequest("cannot work on a set of no volumes: name at least one")
         known_paths = {device_path(uuid): volume for uuid, volume in self._registry.volumes.items()}
         for path in paths:
             if path not in known_paths:

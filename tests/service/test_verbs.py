@@ -8,13 +8,13 @@ import pytest
 
 from luksrotd.config import Config, Staged
 from luksrotd.errors import (
-    Busy,
     InvalidRequest,
     LastKeyslot,
     LuksrotdError,
     NeedsPerson,
     NeedsReconcile,
     StaleGeneration,
+    TooMany,
     UnknownDevice,
     WrongCredential,
 )
@@ -170,7 +170,7 @@ async def test_every_verb_closes_its_secrets_when_it_is_refused(kind):
     async with world.running():
         with pytest.raises(UnknownDevice):
             world.operations.start(kind, OTHER_UUID, OWNER, Wanted(), world.secrets(**SECRETS.get(kind, {})))
-        with pytest.raises(Busy):
+        with pytest.raises(TooMany):
             [begin(world, kind) for _ in range(20)]
     # that all are closed is looked at by running()
 
@@ -436,11 +436,29 @@ async def test_when_a_volume_appears_expired_keys_are_aborted_if_that_is_configu
     again = World(disks=[SimDisk(world.disk.content, path=NODE)])
     again.clock.advance(timedelta(days=31))
     again.operations.configure(Config(staged=Staged(retire_expired=retire)))
+    started = Started()
+    again.runner.observe(started)
     async with again.running():
-        for job in again.runner.jobs.values():
+        for job in started.jobs:
             await job.wait()
         assert bool(again.opened_by(NEXT)) is not retire
-        assert [job.kind for job in again.runner.jobs.values()] == [Kind.RECONCILE] * retire
+        assert [job.kind for job in started.jobs] == [Kind.RECONCILE] * retire
+
+
+class Started:
+    """Observes a runner."""
+
+    def __init__(self):
+        self.jobs = []
+
+    def job_added(self, job):
+        self.jobs.append(job)
+
+    def job_ended(self, job):
+        pass
+
+    def job_forgotten(self, job):
+        pass
 
 
 async def test_all_volumes_are_reconciled_though_one_cannot_be():
