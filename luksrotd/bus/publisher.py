@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Exports volumes and jobs as they come, and withdraws them as they go."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from luksrotd import names
@@ -14,9 +15,11 @@ from luksrotd.bus.secrets import Keyring
 from luksrotd.bus.transaction import Transactions
 from luksrotd.service import jobs
 from luksrotd.service.drafts import Drafts
+from luksrotd.service.history import Chronicle
 from luksrotd.service.operations import Operations
 from luksrotd.service.registry import Registry, Volume
 from luksrotd.service.runner import Runner
+from luksrotd.service.setjobs import SetJobs
 
 
 class Exporting(Protocol):
@@ -29,46 +32,59 @@ class Exporting(Protocol):
         """Stop exporting it, or the object."""
 
 
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the exported objects call."""
+
+    operations: Operations
+    sets: SetJobs
+    drafts: Drafts
+    registry: Registry
+    runner: Runner
+    chronicle: Chronicle
+
+
 class Publisher:
     """Observes the registry and the runner; ``publish`` begins with what is there."""
 
-    def __init__(
-        self,
-        bus: Exporting,
-        guard: Guard,
-        keyring: Keyring,
-        operations: Operations,
-        registry: Registry,
-        runner: Runner,
-        drafts: Drafts,
-    ) -> None:
+    def __init__(self, bus: Exporting, guard: Guard, keyring: Keyring, services: Services) -> None:
         self._bus = bus
         self._guard = guard
         self._keyring = keyring
-        self._operations = operations
-        self._registry = registry
-        self._runner = runner
-        self._drafts = drafts
+        self._services = services
         self._devices: dict[str, Device] = {}
 
     def publish(self) -> None:
         """Export everything, from now on."""
-        self._bus.export(names.ROOT_PATH, Manager(self._guard, self._registry))
-        self._registry.observe(self)
-        self._runner.observe(self)
-        self._drafts.observe(Transactions(self._bus, self._guard, self._keyring))
-        for volume in self._registry.volumes.values():
+        manager = Manager(
+            self._guard,
+            self._keyring,
+            self._services.operations,
+            self._services.sets,
+            self._services.registry,
+            self._services.chronicle,
+        )
+        self._bus.export(names.ROOT_PATH, manager)
+        self._services.registry.observe(self)
+        self._services.runner.observe(self)
+        self._services.drafts.observe(Transactions(self._bus, self._guard, self._keyring, self._services.operations))
+        for volume in self._services.registry.volumes.values():
             self.volume_added(volume)
 
     def volume_added(self, volume: Volume) -> None:
         """Export it."""
-        device = Device(self._guard, self._keyring, self._operations, self._runner, volume, self._drafts)
+        device = Device(
+            self._guard, self._keyring, self._services.operations, self._services.runner, volume, self._services.drafts
+        )
         self._devices[volume.uuid] = device
         self._bus.export(device_path(volume.uuid), device)
 
     def volume_changed(self, volume: Volume, *, fresh: bool) -> None:
-        """Show what changed."""
-        self._devices[volume.uuid].show(volume)
+        """Show what changed, and say so if it was somebody else."""
+        device = self._devices[volume.uuid]
+        device.show(volume)
+        if volume.foreign is not None:
+            device.foreign_change(volume.foreign.before, volume.foreign.after, volume.foreign.direction.value)
 
     def volume_removed(self, volume: Volume) -> None:
         """Withdraw it."""
@@ -78,7 +94,7 @@ class Publisher:
     def job_added(self, job: jobs.Job) -> None:
         """Export it, if somebody started it and its method returns it."""
         if job.owner is not None and job.kind not in jobs.UNSEEN:
-            self._bus.export(job_path(job.number), Job(self._guard, self._runner, job, job.owner))
+            self._bus.export(job_path(job.number), Job(self._guard, self._services.runner, job, job.owner))
         self._show_busy(job)
 
     def job_ended(self, job: jobs.Job) -> None:

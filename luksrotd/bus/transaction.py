@@ -5,38 +5,33 @@ from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 from luksrotd import names
-from luksrotd.bus.convert import (
-    CREDENTIAL,
-    KEY_OPTIONS,
-    NEW_SECRET,
-    device_path,
-    difference_row,
-    job_path,
-    key_options,
-)
+from luksrotd.bus import options as known
+from luksrotd.bus.convert import CREDENTIAL, NEW_SECRET, device_path, job_path
 from luksrotd.bus.exposed import UNPRIVILEGED, exposed
 from luksrotd.bus.guard import Guard
 from luksrotd.bus.interface import Emits, Interface, readable
+from luksrotd.bus.results import DifferenceRow, difference_row
 from luksrotd.bus.secrets import Keyring
 from luksrotd.ports import Caller
 from luksrotd.rotation.edits import NEW, UNLOCK
+from luksrotd.service.operations import Operations
 from luksrotd.service.owned import OwnedTransaction, State
 
 _OWN: Final[Mapping[str, Any]] = {
     "action": UNPRIVILEGED,
     "reason": "only for the connection that began it, which was authorized then",
 }
-_KEYSLOT_OPTIONS: Final = {"keyslot": "u", **{name: kind for name, kind in KEY_OPTIONS.items() if name != "data"}}
 MICROSECONDS: Final = 1_000_000
-Described = Mapping[str, Any]
+Map = Mapping[str, Any]
 
 
 class Transaction(Interface):
     """An open transaction."""
 
-    def __init__(self, guard: Guard, keyring: Keyring, transaction: OwnedTransaction) -> None:
+    def __init__(self, guard: Guard, keyring: Keyring, operations: Operations, transaction: OwnedTransaction) -> None:
         super().__init__(names.TRANSACTION_INTERFACE, guard)
         self._keyring = keyring
+        self._operations = operations
         self._transaction = transaction
         self._shown = self.values()
         transaction.subscribe(self._show)
@@ -53,7 +48,7 @@ class Transaction(Interface):
     # -- methods --------------------------------------------------------------------------------------------------
 
     @exposed("a{sv}a{sv}", "", dictionaries={"credential": CREDENTIAL}, options={"volume-key": "b"}, **_OWN)
-    async def unlock(self, caller: Caller, credential: Described, options: Described) -> None:
+    async def unlock(self, caller: Caller, credential: Map, options: Map) -> None:
         """Show what opens the volume."""
         mine = self._transaction.of(caller)
         secrets = await self._keyring.open(caller, self._about("Unlock"), {UNLOCK: credential})
@@ -63,44 +58,46 @@ class Transaction(Interface):
         "a{sv}a{sv}",
         "u",
         dictionaries={"new_secret": NEW_SECRET},
-        options=_KEYSLOT_OPTIONS,
+        options={**known.PBKDF, "keyslot": "u"},
         outputs=["keyslot"],
         **_OWN,
     )
-    async def add_keyslot(self, caller: Caller, new_secret: Described, options: Described) -> int:
+    async def add_keyslot(self, caller: Caller, new_secret: Map, options: Map) -> int:
         """Queue a new keyslot."""
         mine = self._transaction.of(caller)
-        pbkdf = key_options("", options, generated="generate" in new_secret).pbkdf
+        pbkdf = known.key_derivation(
+            options, self._operations.config.key_derivation, generated="generate" in new_secret
+        )
         secrets = await self._keyring.open(caller, self._about("AddKeyslot"), {NEW: new_secret})
         return await mine.add_keyslot(secrets, pbkdf, options.get("keyslot"))
 
     @exposed("sa{sv}", "u", options={"token": "u"}, outputs=["token"], **_OWN)
-    async def set_token(self, caller: Caller, json: str, options: Described) -> int:
+    async def set_token(self, caller: Caller, json: str, options: Map) -> int:
         """Queue a token."""
         return self._transaction.of(caller).set_token(json, options.get("token"))
 
     @exposed("ua{sv}", "", **_OWN)
-    async def remove_token(self, caller: Caller, token: int, options: Described) -> None:
+    async def remove_token(self, caller: Caller, token: int, options: Map) -> None:
         """Queue the removal of a token."""
         self._transaction.of(caller).remove_token(token)
 
     @exposed("ua{sv}", "", **_OWN)
-    async def destroy_keyslot(self, caller: Caller, keyslot: int, options: Described) -> None:
+    async def destroy_keyslot(self, caller: Caller, keyslot: int, options: Map) -> None:
         """Queue the removal of a keyslot."""
         self._transaction.of(caller).destroy_keyslot(keyslot)
 
     @exposed("a{sv}", "a(sssa{sv}a{sv})", outputs=["differences"], **_OWN)
-    async def plan(self, caller: Caller, options: Described) -> list[tuple[Any, ...]]:
+    async def plan(self, caller: Caller, options: Map) -> list[DifferenceRow]:
         """What Commit would do."""
         return [difference_row(difference) for difference in self._transaction.of(caller).plan()]
 
     @exposed("a{sv}", "o", outputs=["job"], **_OWN)
-    async def commit(self, caller: Caller, options: Described) -> str:
+    async def commit(self, caller: Caller, options: Map) -> str:
         """Make all edits in one commit."""
         return job_path(self._transaction.of(caller).commit().number)
 
     @exposed("a{sv}", "", **_OWN)
-    async def abort(self, caller: Caller, options: Described) -> None:
+    async def abort(self, caller: Caller, options: Map) -> None:
         """Drop it."""
         self._transaction.of(caller).abort()
 
@@ -160,15 +157,16 @@ class Exporting(Protocol):
 class Transactions:
     """Exports open transactions as they begin, and withdraws them as they end (``service.drafts.Observer``)."""
 
-    def __init__(self, bus: Exporting, guard: Guard, keyring: Keyring) -> None:
+    def __init__(self, bus: Exporting, guard: Guard, keyring: Keyring, operations: Operations) -> None:
         self._bus = bus
         self._guard = guard
         self._keyring = keyring
+        self._operations = operations
 
     def transaction_added(self, transaction: OwnedTransaction) -> None:
         """Export it."""
         path = transaction_path(transaction.terms.number)
-        self._bus.export(path, Transaction(self._guard, self._keyring, transaction))
+        self._bus.export(path, Transaction(self._guard, self._keyring, self._operations, transaction))
 
     def transaction_ended(self, transaction: OwnedTransaction) -> None:
         """Withdraw it."""
