@@ -20,6 +20,7 @@ from luksrotd.bus.guard import Guard
 from luksrotd.bus.publisher import Publisher
 from luksrotd.bus.secrets import Keyring
 from luksrotd.errors import LuksrotdError
+from luksrotd.host.credentials import ServiceCredentials
 from luksrotd.host.hardening import harden
 from luksrotd.host.notify import ServiceManager, watchdog_interval
 from luksrotd.host.sealed import SecretMemfd
@@ -49,7 +50,7 @@ class Daemon:
         self._registry = Registry(volumes, watcher)
         operations = Operations(volumes, self._registry, self._runner)
         guard = Guard(self._callers, PolkitAuthority(bus))
-        keyring = Keyring(guard, SecretMemfd)
+        keyring = Keyring(guard, SecretMemfd, ServiceCredentials.of_environment().open)
         self._publisher = Publisher(bus, guard, keyring, operations, self._registry, self._runner)
 
     async def run(self, stop: asyncio.Event) -> int:

@@ -20,8 +20,9 @@ from luksrotd.rotation.view import DeviceView
 from luksrotd.service.operations import KeyOptions
 from luksrotd.service.volume import KeyChange
 
-CREDENTIAL: Final[OptionTable] = {"fd": "h", "keyfile": "s"}
-NEW_SECRET: Final[OptionTable] = {**CREDENTIAL, "generate": "b"}
+_STORED: Final[OptionTable] = {"fd": "h", "keyfile": "s", "credential": "s"}
+CREDENTIAL: Final[OptionTable] = {**_STORED, "token": "i", "pin-fd": "h"}
+NEW_SECRET: Final[OptionTable] = {**_STORED, "generate": "b"}
 KEY_OPTIONS: Final[OptionTable] = {
     "data": "s",
     "pbkdf": "s",
@@ -36,17 +37,6 @@ _PBKDF_MEMBERS: Final = {
     "pbkdf-parallel": "parallel",
 }
 _KEYFILE_MODES: Final = frozenset({0o400, 0o600})
-
-
-def the_member(what: str, described: Mapping[str, Any]) -> tuple[str, Any]:
-    """The one member that describes a secret; raises ``InvalidRequest`` if it is not one."""
-    if len(described) != 1:
-        given = ", ".join(sorted(described)) or "none"
-        raise InvalidRequest(f"cannot use {what}: it must have exactly one member, and has {given}")
-    member, value = next(iter(described.items()))
-    if member == "generate" and value is not True:
-        raise InvalidRequest(f"cannot use {what}: generate can only be true")
-    return member, value
 
 
 def open_keyfile(path: str) -> int:
