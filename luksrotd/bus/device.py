@@ -53,6 +53,10 @@ class Device(Interface):
         about = {"device": self._volume.nodes[0], "uuid": self._volume.uuid}
         return about if method == "Reconcile" else {**about, "key": key_name(arguments[0])}
 
+    def is_of_system(self) -> bool:
+        """As the property System says."""
+        return self._volume.system
+
     def show(self, volume: Volume | None = None) -> None:
         """Tell the bus which properties changed, now that the volume is like this, or (None) busy or idle."""
         self._volume = volume or self._volume
