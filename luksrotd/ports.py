@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from luksrotd.luks2.areas import Extent
 from luksrotd.rotation.edits import Edit
 from luksrotd.rotation.inventory import Inventory
+from luksrotd.rotation.ledger import Ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,19 +291,47 @@ class NoInhibitor:
         yield
 
 
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Which records are wanted: the newest ``limit`` of those of a volume (``uuid``; '' for all) and of a time.
+
+    ``since``, ``until``: microseconds since the epoch; the first is in it, the second is not.
+    """
+
+    uuid: str = ""
+    since: int = 0
+    until: int | None = None
+    limit: int = 100
+
+
 class History(Protocol):
-    """The record of what has been done, read back."""
+    """The record of what has been done (``service.audit``), read back."""
 
-    def entries(self, *, uuid: str | None, since: datetime | None, limit: int) -> Sequence[Mapping[str, str]]:
-        """The fields of the newest ``limit`` entries, oldest of them first, without LUKSROTD_, in lower case.
+    def entries(self, query: Query) -> Sequence[Mapping[str, str]]:
+        """The fields of each record, without LUKSROTD_, in lower case; the oldest record first.
 
-        ``time``: microseconds since the epoch.  Blocks; raises ``StateError``.
+        Only of what root's processes have recorded: anybody may write to the journal what he likes.  ``time``:
+        microseconds since the epoch.  Blocks; raises ``StateError``.
         """
 
 
 @dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: the unique bus name, the uid, and whether the call allows interaction.
+
+    ``client``, ``unit``: name of the program and its systemd unit, for the record only: they can be forged.
+    """
+
+    name: str
+    uid: int
+    interactive: bool = False
+    client: str = ""
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
-    """The ports that the use cases work with."""
+    """The ports that the use cases work with; ``ledger`` is told of everything that they write."""
 
     devices: Devices
     locks: DeviceLocks
@@ -314,6 +343,9 @@ class Host:
     journal: Journal
     inventories: Inventories = field(default_factory=NoInventories)
     inhibitor: Inhibitor = field(default_factory=NoInhibitor)
+    ledger: Ledger = field(default_factory=Ledger)
+    myself: Caller = Caller("", 0, client="luksrotd")
+    """Who acts when nobody else does: this process (``service.actor``)."""
 
 
 class WatchEvent(StrEnum):
@@ -342,7 +374,8 @@ class Traits:
 class DeviceEvent:
     """One event about one device node; ``uuid`` is the LUKS UUID ('' for REMOVED or when it is no LUKS2 any more).
 
-    ``header``: where the header is, if it is detached.  An image file has its path for a node.
+    ``header``: where the header is, if it is detached.  An image file has its path for a node.  ``configured``: the
+    configuration names it, so that no rule keeps it out.
     """
 
     kind: WatchEvent
@@ -350,29 +383,19 @@ class DeviceEvent:
     uuid: str = ""
     header: str | None = None
     traits: Traits = field(default_factory=Traits)
+    configured: bool = False
 
 
 class Watcher(Protocol):
-    """Follows the block devices of the machine."""
+    """Follows the block devices of the machine, or the volumes that the configuration names."""
 
     def events(self) -> AsyncIterator[DeviceEvent]:
-        """First one ADDED for each LUKS2 device that is there, then live events; loses none in between."""
+        """First one ADDED for each LUKS2 device that is there, then live events; loses none in between.
+
+        Those that are there come at once: the first time that it has to be waited for is the end of them.
+        """
 
     def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks: the unique bus name, the uid, and whether the call allows interaction.
-
-    ``client``, ``unit``: name of the program and its systemd unit, for the record only: they can be forged.
-    """
-
-    name: str
-    uid: int
-    interactive: bool = False
-    client: str = ""
-    unit: str = ""
 
 
 class Authority(Protocol):

@@ -28,6 +28,7 @@ from luksrotd.bus.caller import CallerVanished
 from luksrotd.bus.errors import name_of, text_of
 from luksrotd.bus.values import OPTIONS_SIGNATURE, OptionTable, ReceivedFd, check_options, from_body, to_body
 from luksrotd.errors import Cancelled, Internal, LuksrotdError, Outcome
+from luksrotd.service.actor import acting
 
 if TYPE_CHECKING:
     from luksrotd.bus.interface import Interface
@@ -134,7 +135,8 @@ class Exposed:
                 questions = await interface.questions(self.action, self.name, arguments)
                 await interface.guard.authorize_all(caller, questions)
             has_started = True
-            result = await self.handler(interface, caller, *arguments)
+            with acting(caller):
+                result = await self.handler(interface, caller, *arguments)
             return self._reply(message, result)
         except CallerVanished:
             raise
