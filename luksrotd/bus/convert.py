@@ -7,8 +7,7 @@ dbus/org.luksrotd1.Device.xml says how a credential and a new secret are describ
 
 import os
 import stat
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from luksrotd import names
 from luksrotd.bus.values import OptionTable
