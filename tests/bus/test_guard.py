@@ -9,10 +9,10 @@ import pytest
 from luksrotd import names
 from luksrotd.bus.caller import CallerVanished
 from luksrotd.bus.guard import DIALOGUES_PER_USER, Guard, Question
-from luksrotd.bus.questions import about_set, set_details
+from luksrotd.bus.questions import about_set
 from luksrotd.errors import InteractiveAuthorizationRequired, NotAuthorized, TooMany
 from luksrotd.ports import Caller, Traits
-from luksrotd.service.registry import Place, Volume
+from luksrotd.service.shown import Place, Volume
 
 pytestmark = pytest.mark.asyncio
 ROTATE = Question(names.ACTION_ROTATE, {"device": "/dev/a"})
@@ -131,16 +131,11 @@ def volume(node, *, removable):
     return Volume(f"uuid-of-{node}", (Place(node, traits=Traits(removable=removable)),))
 
 
-async def test_of_a_set_each_volume_is_asked_about_with_its_own_action():
-    volumes = [volume("/dev/stick", removable=True), volume("/dev/disk", removable=False)]
-    stick, disk = about_set(names.ACTION_STAGE, "Stage", volumes, "backup")
+async def test_of_a_set_each_volume_is_asked_about_once_with_its_own_action():
+    stick, disk = volume("/dev/stick", removable=True), volume("/dev/disk", removable=False)
+    questions = about_set(names.ACTION_STAGE, "Stage", [stick, disk, stick], "backup")
     details = {"operation": "Stage", "key": "backup", "set": "/dev/stick /dev/disk"}
-    mine = {"device": "/dev/stick", "uuid": "uuid-of-/dev/stick"}
-    assert stick == Question(names.ACTION_STAGE, {**details, **mine})
-    mine = {"device": "/dev/disk", "uuid": "uuid-of-/dev/disk"}
-    assert disk == Question(names.ACTION_STAGE + "-system", {**details, **mine})
-    assert set_details(volumes, "backup") == {
-        "device": "/dev/stick /dev/disk",
-        "uuid": "uuid-of-/dev/stick uuid-of-/dev/disk",
-        "key": "backup",
-    }
+    assert questions == [
+        Question(names.ACTION_STAGE, {**details, "device": "/dev/stick", "uuid": "uuid-of-/dev/stick"}),
+        Question(names.ACTION_STAGE + "-system", {**details, "device": "/dev/disk", "uuid": "uuid-of-/dev/disk"}),
+    ]
