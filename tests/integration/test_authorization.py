@@ -10,6 +10,7 @@ import os
 import re
 from collections import namedtuple
 from contextlib import asynccontextmanager
+from functools import cache
 from xml.etree import ElementTree
 
 import pytest
@@ -197,14 +198,18 @@ def expected(row, column, mine):
     return column.verdict, [(names.system_action(row.action), flag) for flag in column.flags]
 
 
-def check_details(row, asked, volume):
-    """The agent's text has all that it speaks of."""
+@cache
+def spoken_of(action):
+    """The details that the agent's text has in it."""
     policy = ElementTree.parse(PROJECT / "polkit/org.luksrotd1.policy").getroot()
+    return re.findall(r"\$\((\w+)\)", policy.find(f"action[@id='{action}']/message").text)
+
+
+def check_details(row, asked, volume):
+    """The agent can show, and rules can look up, what a question is about."""
     for question in asked:
-        message = policy.find(f"action[@id='{question.action}']/message").text
         assert question.details["operation"] == row.method
-        for detail in re.findall(r"\$\((\w+)\)", message):
-            assert question.details[detail], (row, detail)
+        assert all(question.details.get(detail) for detail in spoken_of(question.action)), (row, question)
         about_volume = question.action.removesuffix("-system") in names.VOLUME_ACTIONS
         if about_volume:
             assert (question.details["device"], question.details["uuid"]) == (volume.node, volume.uuid), row
@@ -240,7 +245,7 @@ async def test_every_method_for_every_caller(bed, client, volume, mine, remote):
                 for row in rows:
                     if row.interface == names.TRANSACTION_INTERFACE and column.client is mine.client:
                         row = row._replace(path=await begin(mine.client, volume))  # the one before may have ended
-                    await asked()
+                        await asked()
                     came_to = await outcome(column, row)
                     questions = await asked()
                     check_details(row, questions, volume)
