@@ -9,10 +9,8 @@ import pytest
 from luksrotd import names
 from luksrotd.bus.caller import CallerVanished
 from luksrotd.bus.guard import DIALOGUES_PER_USER, Guard, Question
-from luksrotd.bus.questions import about_set
 from luksrotd.errors import InteractiveAuthorizationRequired, NotAuthorized, TooMany
-from luksrotd.ports import Caller, Traits
-from luksrotd.service.shown import Place, Volume
+from luksrotd.ports import Caller
 
 pytestmark = pytest.mark.asyncio
 ROTATE = Question(names.ACTION_ROTATE, {"device": "/dev/a"})
@@ -125,17 +123,3 @@ async def test_dialogues_end_with_their_callers():
     assert {type(outcome) for outcome in outcomes} == {CallerVanished}
     assert not door._dialogues
     assert polkit.dialogues == {1000: 0}
-
-
-def volume(node, *, removable):
-    return Volume(f"uuid-of-{node}", (Place(node, traits=Traits(removable=removable)),))
-
-
-async def test_of_a_set_each_volume_is_asked_about_once_with_its_own_action():
-    stick, disk = volume("/dev/stick", removable=True), volume("/dev/disk", removable=False)
-    questions = about_set(names.ACTION_STAGE, "Stage", [stick, disk, stick], "backup")
-    details = {"operation": "Stage", "key": "backup", "set": "/dev/stick /dev/disk"}
-    assert questions == [
-        Question(names.ACTION_STAGE, {**details, "device": "/dev/stick", "uuid": "uuid-of-/dev/stick"}),
-        Question(names.ACTION_STAGE + "-system", {**details, "device": "/dev/disk", "uuid": "uuid-of-/dev/disk"}),
-    ]

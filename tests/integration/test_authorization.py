@@ -8,6 +8,7 @@ makes this fail.  What polkit was asked is seen on the bus.
 import asyncio
 import os
 import re
+import signal
 from collections import namedtuple
 from contextlib import asynccontextmanager
 from functools import cache
@@ -273,6 +274,22 @@ async def test_the_question_is_withdrawn_when_its_caller_leaves(bed, client, vol
             assert (last.flags, [last.cancellation]) == (WITH_A_PERSON, withdrawn.body), row
     assert await client.get_all(mine.doomed, names.JOB_INTERFACE) == before
     assert await owner(client)
+
+
+async def test_polkit_may_come_and_go(bed, daemon, client, volume, remote):
+    games = remote(OWNER)
+    call = (names.ROOT_PATH, names.MANAGER_INTERFACE, "GetDevices", "a{sv}", [{}])
+    assert await games.call(*call) == [[volume.path]]
+    os.kill(bed.polkitd_pid, signal.SIGKILL)
+    await asyncio.to_thread(bed.stop_polkitd)
+    try:
+        for caller in (games, client):
+            with pytest.raises(CallFailed, match="NotAuthorized"):
+                await caller.call(*call)
+    finally:
+        await asyncio.to_thread(bed.start_polkitd)
+    for caller in (games, client):
+        assert await caller.call(*call) == [[volume.path]]
 
 
 async def test_what_the_standard_interfaces_tell_everybody_may_know(client, volume, mine, remote):
