@@ -8,6 +8,7 @@ from luksrotd.bus.device import Device
 from luksrotd.bus.exposed import Exposed
 from luksrotd.bus.guard import Question
 from luksrotd.bus.questions import about_set
+from luksrotd.bus.served import Served
 from luksrotd.ports import Traits
 from luksrotd.service.runner import Runner
 from luksrotd.service.shown import Place, Volume
@@ -20,7 +21,8 @@ def volume(node, *, removable):
 
 
 def device(volume):
-    return Device(None, None, None, Runner(), volume)
+    served = Served(**dict.fromkeys(("operations", "sets", "drafts", "registry", "chronicle")), runner=Runner())
+    return Device(None, None, served, volume)
 
 
 @pytest.mark.asyncio
