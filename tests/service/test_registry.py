@@ -5,13 +5,15 @@ import asyncio
 
 import pytest
 
+from luksrotd.config import DeviceRules, Rule
 from luksrotd.errors import DeviceError, NeedsPerson, Outcome, UnknownDevice
 from luksrotd.ports import DeviceRef, Traits
 from luksrotd.service.registry import Registry
-from tests.service.world import NEXT, NODE, OLD, OTHER_UUID, UUID, World
+from tests.service.world import BACKUP, NEXT, NODE, OLD, OTHER_UUID, UUID, World
 from tests.support import forge
 from tests.support.simdisk import SimDisk
 from tests.support.simengine import make_volume
+from tests.support.simhost import SimWatcher
 from tests.support.simlocks import Level
 
 pytestmark = pytest.mark.asyncio
@@ -117,10 +119,10 @@ async def test_nothing_is_written_while_two_devices_show_one_uuid(world):
 async def test_what_was_seen_of_a_volume_that_changed_meanwhile_is_not_believed(world):
     examine, begun, go = world.volumes.examine, asyncio.Event(), asyncio.Event()
 
-    async def held(ref):
+    async def held(ref, **options):
         begun.set()
         await go.wait()
-        return await examine(ref)
+        return await examine(ref, **options)
 
     twin = SimDisk(world.disk.content, path="/dev/sim1")
     world.devices.disks[twin.path] = twin
@@ -173,6 +175,128 @@ async def test_a_detached_header_is_where_it_is_read(world):
     assert world.devices.disks["/srv/header"].log
 
 
+STICK = Traits(("/dev/disk/by-id/usb-stick-1", "/dev/disk/by-label/ata-x"), "usb", removable=True)
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny", "managed"),
+    [
+        ([], [], True),
+        ([("bus", "usb")], [], True),
+        ([("bus", "ata")], [], False),
+        ([], [("bus", "usb")], False),
+        ([("id", "usb-stick-*")], [], True),
+        ([("id", "ata-*")], [], False),  # anybody can write a label that looks so
+        ([("uuid", UUID.upper())], [], True),
+        ([("uuid", OTHER_UUID)], [], False),
+        ([("bus", "usb")], [("uuid", UUID)], False),
+    ],
+)
+async def test_the_rules_say_what_is_managed(world, allow, deny, managed):
+    rules = DeviceRules(*(tuple(Rule(*rule) for rule in listed) for listed in (allow, deny)))
+    world.watcher.put(NODE, UUID, STICK)
+    world.registry.configure(rules)
+    async with world.running():
+        assert (UUID in world.registry.volumes) is managed
+        assert bool(world.devices.opened) is managed  # nothing is read of the others
+        world.registry.configure(DeviceRules())
+        await world.registry.settle(UUID)
+        assert UUID in world.registry.volumes
+        world.seen.lines.clear()
+        world.registry.configure(rules)
+        assert world.seen.lines == ([] if managed else ["removed"])
+        assert (UUID in world.registry.volumes) is managed
+
+
+async def test_a_device_may_be_admitted_once_udev_knows_more_of_it(world):
+    world.registry.configure(DeviceRules(allow=(Rule("bus", "usb"),)))
+    async with world.running():
+        assert not world.registry.volumes
+        world.watcher.put(NODE, UUID, STICK)
+        await world.seen.until(f"fresh {NODE}")
+        world.watcher.put(NODE, UUID, Traits())
+        await world.seen.until("removed")
+        world.watcher.put(NODE, UUID, STICK)
+        await world.seen.until(f"fresh {NODE}")
+
+
+async def test_what_the_configuration_names_no_rule_keeps_out(world):
+    world.watcher.put(NODE, UUID, configured=True)
+    world.registry.configure(DeviceRules(deny=(Rule("uuid", "*"),)))
+    async with world.running():
+        assert UUID in world.registry.volumes
+
+
+async def test_a_clone_that_is_denied_does_not_count(world):
+    twin = SimDisk(world.disk.content, path="/dev/sim1")
+    world.devices.disks[twin.path] = twin
+    async with world.running():
+        world.watcher.put(twin.path, UUID, STICK)
+        await world.seen.until(f"fresh {NODE} {twin.path}")
+        world.registry.configure(DeviceRules(deny=(Rule("bus", "usb"),)))
+        await world.seen.until(f"fresh {NODE}")
+        assert world.registry.writable(UUID).nodes == (NODE,)
+        world.registry.configure(DeviceRules())
+        await world.seen.until(f"fresh {NODE} {twin.path}")
+
+
+async def test_a_job_is_let_end_before_its_volume_is_not_managed_any_more(world):
+    async with world.running():
+        first = world.start("enroll")
+        second = world.start("rotate", new=BACKUP)
+        world.registry.configure(DeviceRules(deny=(Rule("uuid", "*"),)))
+        world.watcher.put(NODE, UUID, Traits())
+        await first.wait()
+        assert UUID in world.registry.volumes
+        await second.wait()
+        await world.seen.until("removed")
+        assert not world.registry.volumes
+        assert world.opened_by(BACKUP)
+
+
+async def test_a_job_is_no_reason_to_keep_a_volume_that_was_pulled(world):
+    async with world.running():
+        job = world.start("enroll")
+        world.registry.configure(DeviceRules(deny=(Rule("uuid", "*"),)))
+        world.watcher.remove(NODE)
+        await world.seen.until("removed")
+        await job.wait()
+        assert not world.registry.volumes
+
+
+async def test_two_watchers_that_show_one_volume(world):
+    """An image that is configured, and a loop device on it."""
+    image = SimDisk(world.disk.content, path="/srv/image")
+    world.devices.disks[image.path] = image
+    images = SimWatcher()
+    images.put(image.path, UUID, configured=True)
+    registry = Registry(world.volumes, world.watcher, images)
+    following = asyncio.create_task(registry.run())
+    await registry.scanned()
+    assert sorted(registry.get(UUID).nodes) == [NODE, image.path]
+    with pytest.raises(NeedsPerson, match="show one UUID"):
+        registry.writable(UUID)
+    images.close()
+    seen = Seen()
+    registry.observe(seen)
+    world.watcher.remove(NODE)
+    await seen.until(f"fresh {image.path}")
+    world.watcher.close()
+    await following
+
+
+async def test_the_device_of_a_detached_header_is_no_volume_of_its_own(world):
+    """A block device with nothing but a header on it: udev shows that, too."""
+    world.watcher.put("/dev/sim1", UUID, header=NODE, configured=True)
+    async with world.running():
+        assert world.registry.get(UUID).places[0].key == ("/dev/sim1", NODE)
+        assert not world.registry.get(UUID).ambiguous
+        world.watcher.put(NODE, UUID)
+        await world.seen.until("changed /dev/sim1")
+        await world.start("enroll").wait()
+    assert world.opened_by(NEXT)
+
+
 async def test_a_node_that_gets_another_volume(world):
     async with world.running():
         world.disk.replace(0, make_volume([b"x"], uuid=OTHER_UUID))
@@ -192,7 +316,7 @@ async def test_a_header_that_cannot_be_read_is_shown_with_the_reason(world):
 
 
 async def test_code_that_fails_on_one_volume_does_not_end_the_rest(world, caplog):
-    async def fail(ref):
+    async def fail(ref, **options):
         raise ZeroDivisionError
 
     world.volumes.examine = fail
