@@ -74,9 +74,12 @@ class Volumes:
         """What reconcile would find."""
         return (await self.examine(ref)).findings
 
-    async def examine(self, ref: DeviceRef) -> Examined:
-        """The volume as it is now, and what reconcile would find."""
-        return await self._reconciler.examine(ref)
+    async def examine(self, ref: DeviceRef, *, remember: bool = False) -> Examined:
+        """The volume as it is now, and what reconcile would find.
+
+        ``remember``: if that is nothing, keep its inventory, as a reconcile would.
+        """
+        return await self._reconciler.examine(ref, remember=remember)
 
     async def enroll(
         self,

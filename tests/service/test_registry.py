@@ -457,3 +457,172 @@ async def test_a_reconcile_that_fails_is_not_tried_again_and_again(world):
         await world.registry.settle(UUID)
         assert len(world.runner.jobs) == 1
         assert [problem.code for problem in world.registry.get(UUID).problems] == ["header-copy-bad"]
+
+
+async def test_the_inventory_of_a_volume_in_order_is_kept_when_it_comes(world):
+    async with world.running():
+        assert [entry.keyslot for entry in world.inventories.kept[UUID].entries] == [0]
+        world.disk.replace(0, make_volume([OLD, b"leaked"]))
+        world.watcher.put(NODE, UUID)  # a change is not a coming
+        await world.seen.until(f"changed {NODE}")
+        assert [entry.keyslot for entry in world.inventories.kept[UUID].entries] == [0]
+        assert [problem.code for problem in world.registry.get(UUID).problems] == ["keyslot-suspect"]
+        world.watcher.remove(NODE)
+        world.watcher.put(NODE, UUID)
+        await world.seen.until(f"fresh {NODE}")
+        assert [entry.known for entry in world.inventories.kept[UUID].entries] == [True, False]
+        assert [problem.code for problem in world.registry.get(UUID).problems] == ["keyslot-suspect"]
+
+
+async def test_no_inventory_is_kept_of_a_volume_that_is_not_in_order(world):
+    world.disk.replace(0, forge.erased(world.disk.content, forge.Which.SECONDARY))
+    world.disk.faults.writes = dict.fromkeys(range(100), 0)
+    async with world.running():
+        await world.registry.settle(UUID)
+        assert world.registry.get(UUID).problems
+    assert world.inventories.kept == {}
+
+
+async def test_no_inventory_is_kept_of_one_of_two_copies(world):
+    world.devices.disks["/dev/sim1"] = SimDisk(world.disk.content, path="/dev/sim1")
+    async with world.running():
+        world.inventories.kept.clear()
+        world.watcher.put("/dev/sim1", UUID)
+        await world.seen.until(f"fresh {NODE} /dev/sim1")
+    assert world.inventories.kept == {}
+
+
+async def test_an_inventory_that_cannot_be_kept_is_told_of(world):
+    world.inventories.broken = "simulated"
+    async with world.running():
+        assert {problem.code for problem in world.registry.get(UUID).problems} == {"inventory-unavailable"}
+        assert not world.registry.get(UUID).repairable
+
+
+async def test_what_was_pulled_in_the_middle_of_a_job_is_finished_when_it_comes_again(world):
+    """It goes after the new header is in force, and before the old key is wiped."""
+    async with world.running():
+        await world.enrolled()
+        written = world.disk.writes
+        world.disk.faults.gone_at_write = written + 3  # new area, both copies; then the wipe
+        with pytest.raises(DeviceError):
+            await world.start("rotate").wait()
+        world.watcher.remove(NODE)
+        await world.seen.until("removed")
+        world.disk.power_cut()
+        assert world.view.pending
+        world.watcher.put(NODE, UUID)
+        await world.seen.until(f"fresh {NODE}")
+        (repair,) = (job for job in world.runner.jobs.values() if job.kind == "reconcile" and not job.ended)
+        await repair.wait()
+        assert not world.view.pending
+        assert (world.opened_by(NEXT), world.opened_by(BACKUP)) == ([2], [])
+        assert world.registry.get(UUID).problems == ()
+
+
+async def test_a_device_that_appears_during_the_scan_is_neither_lost_nor_twice(world):
+    """The watcher knows it as there and tells of it as new; the first volume is still being examined."""
+    world.devices.disks["/dev/sim1"] = SimDisk(make_volume([OLD], uuid=OTHER_UUID), path="/dev/sim1")
+    examine, begun, go = world.volumes.examine, asyncio.Event(), asyncio.Event()
+
+    async def held(ref, **options):
+        begun.set()
+        await go.wait()
+        return await examine(ref, **options)
+
+    world.volumes.examine = held
+    following = asyncio.create_task(world.registry.run())
+    scanned = asyncio.create_task(world.registry.scanned())
+    await begun.wait()
+    world.watcher.put("/dev/sim1", OTHER_UUID)
+    world.watcher.put("/dev/sim1", OTHER_UUID)
+    go.set()
+    await scanned
+    await world.seen.until("added /dev/sim1")
+    assert sorted(world.registry.volumes) == sorted([UUID, OTHER_UUID])
+    assert world.registry.get(OTHER_UUID).nodes == ("/dev/sim1",)
+    world.watcher.close()
+    await following
+
+
+async def test_a_storm_of_events_is_one_examination_in_each_pause(world):
+    """However many there are; what is urgent does not wait for its end, and nothing is forgotten."""
+    examine, done = world.volumes.examine, []
+
+    async def counted(ref, **options):
+        done.append(ref)
+        return await examine(ref, **options)
+
+    def storm():
+        for _ in range(1000):
+            world.watcher.put(NODE, UUID)
+        return world.watcher.drained()
+
+    world.volumes.examine = counted
+    world.registry = Registry(world.volumes, world.watcher, pause_seconds=3600)
+    async with world.running():
+        assert len(done) == 1
+        await storm()
+        assert len(done) == 1  # that of its coming was just now
+        await world.registry.settle(UUID)
+        assert len(done) == 2
+        await storm()
+        assert len(done) == 2
+        world.devices.disks["/dev/sim1"] = SimDisk(world.disk.content, path="/dev/sim1")
+        world.watcher.put("/dev/sim1", UUID)
+        await world.watcher.drained()
+        await world.registry.scanned()
+        assert len(done) == 3
+
+
+async def test_after_a_storm_the_last_state_is_seen(world):
+    world.registry = Registry(world.volumes, world.watcher, pause_seconds=0.05)
+    world.registry.observe(world.seen)
+    async with world.running():
+        for keyslots in range(2, 6):
+            world.disk.replace(0, make_volume([OLD] * keyslots))
+            world.watcher.put(NODE, UUID)
+        while len(world.registry.get(UUID).view.metadata.keyslots) < keyslots:
+            await world.seen.until(f"changed {NODE}")
+
+
+@pytest.mark.parametrize("when", ["open", "read"])
+async def test_a_device_that_vanishes_while_it_is_examined(world, when):
+    async with world.running():
+        if when == "open":
+            del world.devices.disks[NODE]
+        else:
+            world.disk.faults.gone = True
+        world.watcher.put(NODE, UUID)
+        await world.seen.until(f"changed {NODE}")
+        volume = world.registry.get(UUID)
+        assert volume.view is None
+        assert [problem.action for problem in volume.problems] == ["person"]
+        world.watcher.remove(NODE)
+        await world.seen.until("removed")
+        world.devices.disks[NODE] = world.disk
+        world.disk.faults.gone = False
+        world.watcher.put(NODE, UUID)
+        await world.seen.until(f"fresh {NODE}")
+        assert world.registry.get(UUID).view is not None
+
+
+async def test_a_look_that_was_refused_does_not_make_ours_somebody_elses(world, foreign):
+    """While another tool holds the lock nothing is read, so what we wrote is still to be seen."""
+    world.locks.wait = False
+    async with world.running():
+        held = world.devices.open(DeviceRef(NODE))
+        settled, world.registry.settle = world.registry.settle, asyncio.sleep
+        job = world.start("enroll")
+        world.registry.settle = lambda uuid: asyncio.sleep(0)
+        await job.wait()
+        world.registry.settle = settled
+        with world.locks.held_elsewhere(Level.METADATA, held):
+            world.watcher.put(NODE, UUID)
+            await world.seen.until(f"changed {NODE}")
+            assert world.registry.get(UUID).problems
+        held.close()
+        world.watcher.put(NODE, UUID)
+        await world.seen.until(f"changed {NODE}")
+        assert world.registry.get(UUID).view.digest == world.view.digest
+    assert foreign.changes == []

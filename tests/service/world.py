@@ -17,7 +17,7 @@ from luksrotd.service.runner import Runner
 from luksrotd.service.volume import Volumes
 from tests.support.simdisk import SimDevices, SimDisk
 from tests.support.simengine import UUID, SimEngine, make_volume, opened_by
-from tests.support.simhost import SimClock, SimEntropy, SimJournal, SimProbe, SimWatcher
+from tests.support.simhost import SimClock, SimEntropy, SimInventories, SimJournal, SimProbe, SimWatcher
 from tests.support.simlocks import SimLocks
 from tests.support.simshadow import SimShadows
 
@@ -63,12 +63,21 @@ class World:
         self.probe = SimProbe()
         self.journal = SimJournal()
         self.watcher = SimWatcher()
+        self.inventories = SimInventories()
         host = Host(
-            self.devices, self.locks, self.shadows, self.engine, self.probe, SimEntropy(), SimClock(), self.journal
+            self.devices,
+            self.locks,
+            self.shadows,
+            self.engine,
+            self.probe,
+            SimEntropy(),
+            SimClock(),
+            self.journal,
+            self.inventories,
         )
         self.volumes = Volumes(host)
         self.runner = runner or Runner()
-        self.registry = Registry(self.volumes, self.watcher)
+        self.registry = Registry(self.volumes, self.watcher, pause_seconds=0)
         self.operations = Operations(self.volumes, self.registry, self.runner)
         self.closed = []
         self.gone = asyncio.Event()

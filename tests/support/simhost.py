@@ -151,6 +151,11 @@ class SimWatcher:
             self._push(self._event(WatchEvent.ADDED, node))
         while (event := await self._queue.get()) is not None:
             yield event
+            self._queue.task_done()  # whoever follows has come back for the next one
+
+    async def drained(self) -> None:
+        """Wait until whoever follows has dealt with everything."""
+        await self._queue.join()
 
     def close(self) -> None:
         """End ``events``."""
