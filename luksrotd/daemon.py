@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import luksrotd
 from luksrotd import direct
 from luksrotd.bus import service
 from luksrotd.bus.authority import PolkitAuthority
@@ -21,13 +22,20 @@ from luksrotd.bus.publisher import Publisher
 from luksrotd.bus.secrets import Keyring
 from luksrotd.errors import LuksrotdError
 from luksrotd.host.hardening import harden
+from luksrotd.host.history import JournalHistory
 from luksrotd.host.notify import ServiceManager, watchdog_interval
+from luksrotd.host.process import client_and_unit
 from luksrotd.host.sealed import SecretMemfd
 from luksrotd.host.udev import UdevWatcher
 from luksrotd.ports import Devices, Host, Watcher
+from luksrotd.service.audit import Audit
+from luksrotd.service.denials import RecordedAuthority
+from luksrotd.service.history import Chronicle
 from luksrotd.service.operations import Operations
 from luksrotd.service.registry import Registry
 from luksrotd.service.runner import Runner
+from luksrotd.service.setjobs import SetJobs
+from luksrotd.service.sets import VolumeSets
 from luksrotd.service.volume import Volumes
 
 log = logging.getLogger(__name__)
@@ -43,14 +51,17 @@ class Daemon:
         self._bus = bus
         self._watcher = watcher
         self._manager = manager
-        self._callers = Callers(bus)
+        self._callers = Callers(bus, client_and_unit)
         volumes = Volumes(host)
         self._runner = Runner()
         self._registry = Registry(volumes, watcher)
         operations = Operations(volumes, self._registry, self._runner)
-        guard = Guard(self._callers, PolkitAuthority(bus))
+        self._audit = Audit(host)
+        guard = Guard(self._callers, RecordedAuthority(PolkitAuthority(bus), self._audit, host.clock))
         keyring = Keyring(guard, SecretMemfd)
-        self._publisher = Publisher(bus, guard, keyring, operations, self._registry, self._runner)
+        sets = SetJobs(VolumeSets(host), self._registry, self._runner)
+        chronicle = Chronicle(JournalHistory())
+        self._publisher = Publisher(bus, guard, keyring, operations, sets, self._registry, self._runner, chronicle)
 
     async def run(self, stop: asyncio.Event) -> int:
         """Serve until ``stop`` is set; the exit status: 0 if it was, 1 if the name, the bus or udev cannot be had."""
@@ -72,6 +83,7 @@ class Daemon:
             task.cancel()
         await asyncio.wait([*ends.values(), watchdog])
         await self._bus.close()
+        self._audit.stopped(", ".join(lost))
         for reason in lost:
             log.error("cannot go on: %s", reason, exc_info=ends[reason].exception())
         return 1 if lost else 0
@@ -89,6 +101,7 @@ class Daemon:
         except ConnectionError as error:
             log.error("%s", error)
             return
+        self._audit.started(luksrotd.__version__)
         self._manager.ready(f"{len(self._registry.volumes)} volumes")
         await asyncio.get_running_loop().create_future()
 

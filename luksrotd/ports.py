@@ -161,7 +161,7 @@ class TokenSource:
     pin: SecretFd | None = None
 
 
-SecretSource = SecretFd | GenerateInto
+SecretSource = SecretFd | GenerateInto | TokenSource
 
 
 class EngineSession(Protocol):
@@ -174,7 +174,10 @@ class EngineSession(Protocol):
         """Load the header as libcryptsetup does, which repairs a bad copy; the JSON metadata that it chose."""
 
     async def unlock(self, keyslot: int | None = None) -> int:
-        """Get the volume key with the secret named ``unlock``; the keyslot it opened.  Raises ``WrongCredential``."""
+        """Get the volume key with the secret named ``unlock``; the keyslot it opened.  Raises ``WrongCredential``.
+
+        A token that cannot be asked (no plugin of its type, no TPM) is an ``EngineError``.
+        """
 
     async def take_volume_key(self) -> None:
         """Take the secret named ``volume-key`` for the volume key.  Raises ``WrongCredential`` if it is not."""
@@ -183,7 +186,10 @@ class EngineSession(Protocol):
         """Make the edits, in order.  Raises ``NoFreeArea``, ``NoFreeKeyslot``, ``MetadataFull``."""
 
     async def opens(self, keyslot: int, secret: str) -> bool:
-        """Whether the secret of that name opens that keyslot, found out by a fresh load of the shadow."""
+        """Whether the secret of that name opens that keyslot, found out by a fresh load of the shadow.
+
+        Raises as ``unlock`` does if it is a token that cannot be asked.
+        """
 
 
 class KeyslotEngine(Protocol):
@@ -285,14 +291,42 @@ class NoInhibitor:
         yield
 
 
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Which records are wanted: the newest ``limit`` of those of a volume (``uuid``; '' for all) and of a time.
+
+    ``since``, ``until``: microseconds since the epoch; the first is in it, the second is not.
+    """
+
+    uuid: str = ""
+    since: int = 0
+    until: int | None = None
+    limit: int = 100
+
+
 class History(Protocol):
-    """The record of what has been done, read back."""
+    """The record of what has been done (``service.audit``), read back."""
 
-    def entries(self, *, uuid: str | None, since: datetime | None, limit: int) -> Sequence[Mapping[str, str]]:
-        """The fields of the newest ``limit`` entries, oldest of them first, without LUKSROTD_, in lower case.
+    def entries(self, query: Query) -> Sequence[Mapping[str, str]]:
+        """The fields of each record, without LUKSROTD_, in lower case; the oldest record first.
 
-        ``time``: microseconds since the epoch.  Blocks; raises ``StateError``.
+        Only of what root's processes have recorded: anybody may write to the journal what he likes.  ``time``:
+        microseconds since the epoch.  Blocks; raises ``StateError``.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: the unique bus name, the uid, and whether the call allows interaction.
+
+    ``client``, ``unit``: name of the program and its systemd unit, for the record only: they can be forged.
+    """
+
+    name: str
+    uid: int
+    interactive: bool = False
+    client: str = ""
+    unit: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +344,8 @@ class Host:
     inventories: Inventories = field(default_factory=NoInventories)
     inhibitor: Inhibitor = field(default_factory=NoInhibitor)
     ledger: Ledger = field(default_factory=Ledger)
+    myself: Caller = Caller("", 0, client="luksrotd")
+    """Who acts when nobody else does: this process (``service.actor``)."""
 
 
 class WatchEvent(StrEnum):
@@ -360,20 +396,6 @@ class Watcher(Protocol):
         """
 
     def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks: the unique bus name, the uid, and whether the call allows interaction.
-
-    ``client``, ``unit``: name of the program and its systemd unit, for the record only: they can be forged.
-    """
-
-    name: str
-    uid: int
-    interactive: bool = False
-    client: str = ""
-    unit: str = ""
 
 
 class Authority(Protocol):

@@ -12,9 +12,11 @@ from luksrotd.bus.job import Job
 from luksrotd.bus.manager import Manager
 from luksrotd.bus.secrets import Keyring
 from luksrotd.service import jobs
+from luksrotd.service.history import Chronicle
 from luksrotd.service.operations import Operations
 from luksrotd.service.registry import Registry, Volume
 from luksrotd.service.runner import Runner
+from luksrotd.service.setjobs import SetJobs
 
 
 class Exporting(Protocol):
@@ -36,20 +38,25 @@ class Publisher:
         guard: Guard,
         keyring: Keyring,
         operations: Operations,
+        sets: SetJobs,
         registry: Registry,
         runner: Runner,
+        chronicle: Chronicle,
     ) -> None:
         self._bus = bus
         self._guard = guard
         self._keyring = keyring
         self._operations = operations
+        self._sets = sets
         self._registry = registry
         self._runner = runner
+        self._chronicle = chronicle
         self._devices: dict[str, Device] = {}
 
     def publish(self) -> None:
         """Export everything, from now on."""
-        self._bus.export(names.ROOT_PATH, Manager(self._guard, self._registry))
+        manager = Manager(self._guard, self._keyring, self._operations, self._sets, self._registry, self._chronicle)
+        self._bus.export(names.ROOT_PATH, manager)
         self._registry.observe(self)
         self._runner.observe(self)
         for volume in self._registry.volumes.values():

@@ -14,6 +14,8 @@ from luksrotd.rotation.draft import Draft
 from luksrotd.rotation.edits import UNLOCK, VOLUME_KEY
 from luksrotd.rotation.preview import Difference, preview
 from luksrotd.rotation.view import DeviceView
+from luksrotd.service import audit
+from luksrotd.service.audit import Audit
 from luksrotd.service.progress import Progress, ignore
 from luksrotd.service.transaction import Committed, Deliver, Transactor, nothing_to_deliver
 
@@ -23,7 +25,7 @@ class OpenTransaction:
 
     def __init__(self, host: Host, transactor: Transactor, ref: DeviceRef, view: DeviceView) -> None:
         self.draft = Draft(view)
-        self._host = host
+        self._audit = Audit(host)
         self._transactor = transactor
         self._ref = DeviceRef(ref.path, ref.header, view.uuid)
         self._over = False
@@ -69,14 +71,11 @@ class OpenTransaction:
                 raise Conflict("cannot commit: another tool has changed the header since the transaction began")
             return change
 
-        done = await self._transactor.run(self._ref, decide, secrets, progress, deliver)
-        self._host.journal.record(
-            "transaction committed",
-            uuid=done.uuid,
-            edits=len(change.edits),
-            seqid_before=done.seqid_before,
-            seqid_after=done.seqid_after,
-        )
+        with self._audit.change(audit.TRANSACTION, self._ref, edits=len(change.edits)) as account:
+            done = await self._transactor.run(
+                self._ref, account.following(decide), secrets, account.progress(progress), deliver
+            )
+            account.done(done.uuid, seqid_before=done.seqid_before, seqid_after=done.seqid_after)
         return done
 
     def abort(self) -> None:
