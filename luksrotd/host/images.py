@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS: Final = 15.0
 LOOK_SECONDS: Final = 5.0
-"""How long ``configure`` waits for what it looks at; a dead network file system takes for ever."""
+"""How long ``ready`` waits for what it looks at; a dead network file system takes for ever."""
 
 #: The LUKS UUID that is found there, None for what is no LUKS2; blocks, and raises ``LuksrotdError``.
 UuidOf = Callable[[DeviceRef], str | None]
@@ -65,24 +65,27 @@ class ImageWatcher:
         self._wake = asyncio.Event()
         self._closed = False
 
-    async def configure(self, volumes: Iterable[ManagedVolume]) -> None:
-        """Follow these, and no others any more; returns when they have been looked at, or that takes too long."""
+    def configure(self, volumes: Iterable[ManagedVolume]) -> None:
+        """Follow these, and no others any more."""
         wanted = dict.fromkeys(volumes, Look())
         for volume in self._looks.keys() - wanted.keys():
             self._note(volume, None)
         self._looks = {volume: self._looks.get(volume, look) for volume, look in wanted.items()}
+        self.poke()
+
+    async def ready(self) -> None:
+        """Look now, so that ``events`` begins with what is there; returns when that is done, or takes too long."""
         task = asyncio.create_task(self._look())
         self._looking.add(task)
         task.add_done_callback(self._looking.discard)
         await asyncio.wait({task}, timeout=LOOK_SECONDS)
-        self.poke()  # whoever polls learns whether there is anything to poll
 
     def poke(self) -> None:
         """Look soon."""
         self._poked.set()
 
     async def events(self) -> AsyncIterator[DeviceEvent]:
-        """First one ADDED for each volume that ``configure`` has found, then what happens; ends after ``close``."""
+        """First one ADDED for each volume that ``ready`` has found, then what happens; ends after ``close``."""
         poller = asyncio.create_task(self._poll())
         try:
             while not self._closed:

@@ -39,7 +39,8 @@ class Reader:
 @asynccontextmanager
 async def following(*volumes, uuid_of=uuid_of, **options):
     watcher = ImageWatcher(uuid_of, **{"poll_seconds": HANG, **options})
-    await watcher.configure(volumes)
+    watcher.configure(volumes)
+    await watcher.ready()
     async with aclosing(watcher.events()) as events:
         yield Reader(watcher, events)
     watcher.close()
@@ -57,9 +58,9 @@ async def test_what_is_configured_later_comes_and_goes(luks2_image, tmp_path):
     volume = ManagedVolume(str(luks2_image))
     other = ManagedVolume(str(tmp_path / "nothing"))
     async with following(other) as reader:
-        await reader.watcher.configure([other, volume])
+        reader.watcher.configure([other, volume])
         assert await reader.next() == event(ADDED, luks2_image, uuid=uuid(luks2_image))
-        await reader.watcher.configure([other])
+        reader.watcher.configure([other])
         assert await reader.next() == event(REMOVED, luks2_image)
 
 
@@ -78,7 +79,7 @@ async def test_it_is_polled_only_while_there_is_something_to_poll(luks2_image, m
         luks2_image.touch()
         assert await reader.next(poke=False) == event(CHANGED, luks2_image, uuid=first.uuid)
         waiting = asyncio.create_task(reader.next(poke=False))  # this is what polls
-        await reader.watcher.configure([])
+        reader.watcher.configure([])
         assert await waiting == event(REMOVED, luks2_image)
         assert reader.watcher._looks == {}
         looked.clear()
@@ -158,7 +159,7 @@ async def test_a_header_that_cannot_be_read_keeps_what_was_there(luks2_image, ca
 
 
 async def test_a_dead_file_system_does_not_hold_up_the_rest(luks2_image, monkeypatch):
-    """Whoever configures waits for a while, and no longer."""
+    """Whoever starts waits for a while, and no longer."""
     monkeypatch.setattr(images, "LOOK_SECONDS", 0.01)
     alive = threading.Event()
 

@@ -122,7 +122,8 @@ class Configured(ImageWatcher):
         self._named = volumes
 
     async def events(self):
-        await self.configure(self._named)
+        self.configure(self._named)
+        await self.ready()
         async with aclosing(super().events()) as events:
             async for event in events:
                 yield event
