@@ -249,8 +249,8 @@ class Registry:
             return None
         change = self._use.ledger.saw(volume.uuid, seen.seqid, seen.digest, mark)
         if change is not None:
-            what = f"sequence number {change.before} before, {change.after} now"
-            log.warning("somebody else has changed the header of %s: %s", volume.uuid, what)
+            about = (volume.uuid, volume.nodes[0], change.before, change.after)
+            self._use.audit.foreign_change(*about, change.direction.value)
         return change
 
     def _set(self, volume: Volume, *, fresh: bool) -> None:
