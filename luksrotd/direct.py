@@ -125,7 +125,7 @@ def node_of(uuid: str) -> str:
     link = BY_UUID / uuid.lower()
     if link.exists():
         return str(link.resolve())
-    found = [node for node in scan() if _uuid(node) == uuid.lower()]
+    found = [node for node in scan() if uuid_of(DeviceRef(node)) == uuid.lower()]
     if not found:
         raise UnknownDevice(f"cannot find a block device with the LUKS UUID {uuid}")
     if len(found) > 1:
@@ -150,6 +150,22 @@ def scan() -> tuple[str, ...]:
     return tuple(found)
 
 
+def uuid_of(ref: DeviceRef) -> str | None:
+    """The LUKS UUID, ``None`` for what is no LUKS2; blocks, raises ``FormatError`` and ``DeviceError``."""
+    try:
+        device = BlockDevices().open(ref)
+        try:
+            return read_pair(device.read, device.size).winner.header.uuid
+        finally:
+            device.close()
+    except (UnknownDevice, NotLuks2):
+        return None
+    except DeviceError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _ABSENT:
+            return None
+        raise
+
+
 def _nodes() -> Iterable[str]:
     """In the kernel's order of names, numbers by value."""
     try:
@@ -169,26 +185,10 @@ def _nodes() -> Iterable[str]:
 def _holds_luks2(node: str) -> bool:
     """Raises ``PermissionError``; a device that fails holds nothing."""
     try:
-        return _uuid(node) is not None
+        return uuid_of(DeviceRef(node)) is not None
     except FormatError:
         return True
     except LuksrotdError as error:
         if isinstance(error.__cause__, PermissionError):
             raise error.__cause__ from None
         return False
-
-
-def _uuid(node: str) -> str | None:
-    """The LUKS UUID, ``None`` for what is no LUKS2; raises ``FormatError`` and ``DeviceError``."""
-    try:
-        device = BlockDevices().open(DeviceRef(node))
-        try:
-            return read_pair(device.read, device.size).winner.header.uuid
-        finally:
-            device.close()
-    except (UnknownDevice, NotLuks2):
-        return None
-    except DeviceError as error:
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _ABSENT:
-            return None
-        raise
