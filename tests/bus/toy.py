@@ -20,6 +20,7 @@ from luksrotd.bus.guard import Guard
 from luksrotd.bus.interface import Emits, Interface, emitted, readable
 from luksrotd.bus.values import ReceivedFd
 from luksrotd.errors import Outcome, WrongCredential
+from luksrotd.host.process import client_and_unit
 from luksrotd.ports import Authority, Caller
 
 PATH = f"{names.DEVICE_PATH}/toy"
@@ -163,7 +164,7 @@ class Service:
 async def serve(authority: Authority | None = None) -> AsyncIterator[Service]:
     bus = await Bus(object_manager=names.ROOT_PATH).connect()
     try:
-        callers = Callers(bus)
+        callers = Callers(bus, client_and_unit)
         await callers.watch()
         toy = Toy(Guard(callers, authority or PolkitAuthority(bus)))
         bus.export(PATH, toy)
