@@ -34,6 +34,8 @@ from luksrotd.service.history import Chronicle
 from luksrotd.service.operations import Operations
 from luksrotd.service.registry import Registry
 from luksrotd.service.runner import Runner
+from luksrotd.service.setjobs import SetJobs
+from luksrotd.service.sets import VolumeSets
 from luksrotd.service.volume import Volumes
 
 log = logging.getLogger(__name__)
@@ -57,8 +59,9 @@ class Daemon:
         self._audit = Audit(host)
         guard = Guard(self._callers, RecordedAuthority(PolkitAuthority(bus), self._audit, host.clock))
         keyring = Keyring(guard, SecretMemfd)
+        sets = SetJobs(VolumeSets(host), self._registry, self._runner)
         chronicle = Chronicle(JournalHistory())
-        self._publisher = Publisher(bus, guard, keyring, operations, self._registry, self._runner, chronicle)
+        self._publisher = Publisher(bus, guard, keyring, operations, sets, self._registry, self._runner, chronicle)
 
     async def run(self, stop: asyncio.Event) -> int:
         """Serve until ``stop`` is set; the exit status: 0 if it was, 1 if the name, the bus or udev cannot be had."""

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from luksrotd.luks2.areas import Extent
 from luksrotd.rotation.edits import Edit
 from luksrotd.rotation.inventory import Inventory
+from luksrotd.rotation.ledger import Ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,7 @@ class TokenSource:
     pin: SecretFd | None = None
 
 
-SecretSource = SecretFd | GenerateInto
+SecretSource = SecretFd | GenerateInto | TokenSource
 
 
 class EngineSession(Protocol):
@@ -173,7 +174,10 @@ class EngineSession(Protocol):
         """Load the header as libcryptsetup does, which repairs a bad copy; the JSON metadata that it chose."""
 
     async def unlock(self, keyslot: int | None = None) -> int:
-        """Get the volume key with the secret named ``unlock``; the keyslot it opened.  Raises ``WrongCredential``."""
+        """Get the volume key with the secret named ``unlock``; the keyslot it opened.  Raises ``WrongCredential``.
+
+        A token that cannot be asked (no plugin of its type, no TPM) is an ``EngineError``.
+        """
 
     async def take_volume_key(self) -> None:
         """Take the secret named ``volume-key`` for the volume key.  Raises ``WrongCredential`` if it is not."""
@@ -182,7 +186,10 @@ class EngineSession(Protocol):
         """Make the edits, in order.  Raises ``NoFreeArea``, ``NoFreeKeyslot``, ``MetadataFull``."""
 
     async def opens(self, keyslot: int, secret: str) -> bool:
-        """Whether the secret of that name opens that keyslot, found out by a fresh load of the shadow."""
+        """Whether the secret of that name opens that keyslot, found out by a fresh load of the shadow.
+
+        Raises as ``unlock`` does if it is a token that cannot be asked.
+        """
 
 
 class KeyslotEngine(Protocol):
@@ -324,7 +331,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """The ports that the use cases work with."""
+    """The ports that the use cases work with; ``ledger`` is told of everything that they write."""
 
     devices: Devices
     locks: DeviceLocks
@@ -336,6 +343,7 @@ class Host:
     journal: Journal
     inventories: Inventories = field(default_factory=NoInventories)
     inhibitor: Inhibitor = field(default_factory=NoInhibitor)
+    ledger: Ledger = field(default_factory=Ledger)
     myself: Caller = Caller("", 0, client="luksrotd")
     """Who acts when nobody else does: this process (``service.actor``)."""
 
@@ -366,7 +374,8 @@ class Traits:
 class DeviceEvent:
     """One event about one device node; ``uuid`` is the LUKS UUID ('' for REMOVED or when it is no LUKS2 any more).
 
-    ``header``: where the header is, if it is detached.  An image file has its path for a node.
+    ``header``: where the header is, if it is detached.  An image file has its path for a node.  ``configured``: the
+    configuration names it, so that no rule keeps it out.
     """
 
     kind: WatchEvent
@@ -374,13 +383,17 @@ class DeviceEvent:
     uuid: str = ""
     header: str | None = None
     traits: Traits = field(default_factory=Traits)
+    configured: bool = False
 
 
 class Watcher(Protocol):
-    """Follows the block devices of the machine."""
+    """Follows the block devices of the machine, or the volumes that the configuration names."""
 
     def events(self) -> AsyncIterator[DeviceEvent]:
-        """First one ADDED for each LUKS2 device that is there, then live events; loses none in between."""
+        """First one ADDED for each LUKS2 device that is there, then live events; loses none in between.
+
+        Those that are there come at once: the first time that it has to be waited for is the end of them.
+        """
 
     def close(self) -> None: ...
 

@@ -4,7 +4,8 @@
 A call is answered in this order, and the first thing that fails is the reply:
 
 1. arguments and options: ``InvalidArgs``;
-2. authorization, with ``Interface.details`` for the agent's text, withdrawn should the caller vanish;
+2. authorization, by ``Interface.questions``: for the action, or the stricter one for volumes of the system, with
+   ``Interface.details`` for the agent's text; withdrawn should the caller vanish;
 3. the handler, as ``await handler(interface, caller, *arguments)``;
 4. its result, as the body of the reply.
 
@@ -131,8 +132,8 @@ class Exposed:
             arguments = self._arguments(message, fds)
             caller = await interface.guard.callers.current()
             if self.action:
-                details = {"operation": self.name, **await interface.details(self.name, arguments)}
-                await interface.guard.authorize(caller, self.action, details)
+                questions = await interface.questions(self.action, self.name, arguments)
+                await interface.guard.authorize_all(caller, questions)
             has_started = True
             with acting(caller):
                 result = await self.handler(interface, caller, *arguments)

@@ -16,6 +16,7 @@ from luksrotd.service.history import Chronicle
 from luksrotd.service.operations import Operations
 from luksrotd.service.registry import Registry, Volume
 from luksrotd.service.runner import Runner
+from luksrotd.service.setjobs import SetJobs
 
 
 class Exporting(Protocol):
@@ -37,6 +38,7 @@ class Publisher:
         guard: Guard,
         keyring: Keyring,
         operations: Operations,
+        sets: SetJobs,
         registry: Registry,
         runner: Runner,
         chronicle: Chronicle,
@@ -45,6 +47,7 @@ class Publisher:
         self._guard = guard
         self._keyring = keyring
         self._operations = operations
+        self._sets = sets
         self._registry = registry
         self._runner = runner
         self._chronicle = chronicle
@@ -52,7 +55,8 @@ class Publisher:
 
     def publish(self) -> None:
         """Export everything, from now on."""
-        self._bus.export(names.ROOT_PATH, Manager(self._guard, self._registry, self._chronicle))
+        manager = Manager(self._guard, self._keyring, self._operations, self._sets, self._registry, self._chronicle)
+        self._bus.export(names.ROOT_PATH, manager)
         self._registry.observe(self)
         self._runner.observe(self)
         for volume in self._registry.volumes.values():
@@ -65,8 +69,11 @@ class Publisher:
         self._bus.export(device_path(volume.uuid), device)
 
     def volume_changed(self, volume: Volume, *, fresh: bool) -> None:
-        """Show what changed."""
-        self._devices[volume.uuid].show(volume)
+        """Show what changed, and say so if it was somebody else."""
+        device = self._devices[volume.uuid]
+        device.show(volume)
+        if volume.foreign is not None:
+            device.foreign_change(volume.foreign.before, volume.foreign.after, volume.foreign.direction.value)
 
     def volume_removed(self, volume: Volume) -> None:
         """Withdraw it."""

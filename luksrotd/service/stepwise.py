@@ -7,10 +7,12 @@ from typing import Any
 
 from luksrotd.names import DEFAULT_KEY_NAME, STEPWISE
 from luksrotd.ports import DeviceRef, Host, LiveEngine
-from luksrotd.rotation import stepwise
+from luksrotd.rotation import policy, stepwise
 from luksrotd.rotation.edits import Pbkdf
 from luksrotd.rotation.keys import EnrollRequest, RotateRequest
 from luksrotd.rotation.staging import StageRequest
+from luksrotd.rotation.stepwise import Steps
+from luksrotd.rotation.view import DeviceView
 from luksrotd.service import audit
 from luksrotd.service.live import Decide, Stepper
 from luksrotd.service.progress import Progress, ignore
@@ -112,16 +114,22 @@ class StepwiseVolumes(Volumes):
         run = Run(audit.REMOVE, secrets, progress)
         return await self._take(ref, name, lambda seen: stepwise.remove(seen, name), run)
 
-    async def set_data(self, ref: DeviceRef, data: Mapping[str, Any], *, name: str = DEFAULT_KEY_NAME) -> KeyChange:
+    async def set_data(
+        self, ref: DeviceRef, data: Mapping[str, Any], *, name: str = DEFAULT_KEY_NAME, progress: Progress = ignore
+    ) -> KeyChange:
         """Other associated data for the same key."""
-        run = Run(audit.SET_DATA, {})
+        run = Run(audit.SET_DATA, {}, progress)
         return await self._take(ref, name, lambda seen: stepwise.set_data(seen, name, data), run)
 
     async def _take(self, ref: DeviceRef, name: str, decide: Decide, run: Run) -> KeyChange:
+        def unless_stale(seen: DeviceView) -> Steps:
+            policy.check_sequence(seen, self._only_at)
+            return decide(seen)
+
         verb = replace(run.verb, done=f"{run.verb.done} in steps")
         with self._audit.change(verb, ref, name, group=run.group, engine=STEPWISE) as account:
             done = await self._stepper.run(
-                ref, account.following(decide), run.secrets, account.progress(run.progress), run.deliver
+                ref, account.following(unless_stale), run.secrets, account.progress(run.progress), run.deliver
             )
             steps = done.steps
             account.done(

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The use cases on one volume: each is a decision of ``rotation`` that the transactor carries out."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from luksrotd.errors import NeedsPerson
 from luksrotd.names import DEFAULT_KEY_NAME, TOKEN_TYPE
@@ -63,8 +64,20 @@ class Volumes:
         self._transactor = transactor or Transactor(host)
         self._audit = Audit(host)
         self._reconciler = Reconciler(host, self._transactor)
+        self._only_at: int | None = None
+        #: Whose change of a header it was.
+        self.ledger = host.ledger
         #: Keyslots without a token, and what is known of them.
         self.suspects = Suspects(host, self._transactor)
+
+    def at(self, seqid: int | None) -> Self:
+        """The same use cases for one who has seen the header at that sequence number (``None``: at any).
+
+        If it is at another one when a change is decided on, that is ``StaleGeneration``, and nothing is changed.
+        """
+        bound = copy.copy(self)
+        bound._only_at = seqid
+        return bound
 
     async def look(self, ref: DeviceRef) -> DeviceView:
         """The volume as it is now."""
@@ -159,11 +172,15 @@ class Volumes:
         self, ref: DeviceRef, secrets: Sources, *, name: str = DEFAULT_KEY_NAME, progress: Progress = ignore
     ) -> KeyChange:
         """Keyslot and token of a managed key go; the credential must open another keyslot."""
-        return await self._change(ref, name, lambda seen: keys.remove(seen, name), Run(audit.REMOVE, secrets, progress))
+        run = Run(audit.REMOVE, secrets, progress)
+        return await self._change(ref, name, lambda seen: keys.remove(seen, name), run)
 
-    async def set_data(self, ref: DeviceRef, data: Mapping[str, Any], *, name: str = DEFAULT_KEY_NAME) -> KeyChange:
+    async def set_data(
+        self, ref: DeviceRef, data: Mapping[str, Any], *, name: str = DEFAULT_KEY_NAME, progress: Progress = ignore
+    ) -> KeyChange:
         """Other associated data for the same key."""
-        return await self._change(ref, name, lambda seen: keys.set_data(seen, name, data), Run(audit.SET_DATA, {}))
+        run = Run(audit.SET_DATA, {}, progress)
+        return await self._change(ref, name, lambda seen: keys.set_data(seen, name, data), run)
 
     async def adopt(
         self,
@@ -184,9 +201,10 @@ class Volumes:
         run = Run(audit.ADOPT, secrets or {}, progress)
         return await self._change(ref, name, lambda seen: replace(adoption.adopt(seen, request), survivors=proof), run)
 
-    async def release(self, ref: DeviceRef, *, name: str = DEFAULT_KEY_NAME) -> KeyChange:
+    async def release(self, ref: DeviceRef, *, name: str = DEFAULT_KEY_NAME, progress: Progress = ignore) -> KeyChange:
         """Manage a key no more; its keyslot stays."""
-        return await self._change(ref, name, lambda seen: adoption.release(seen, name), Run(audit.RELEASE, {}))
+        run = Run(audit.RELEASE, {}, progress)
+        return await self._change(ref, name, lambda seen: adoption.release(seen, name), run)
 
     async def recreate(
         self,
@@ -213,6 +231,18 @@ class Volumes:
             ref, name, lambda seen: replace(adoption.recreate(seen, request), survivors=proof), run
         )
 
+    async def plan(self, ref: DeviceRef, decide: Callable[[DeviceView, datetime], Change]) -> tuple[DeviceView, Change]:
+        """The volume as it is now, and what ``decide`` wants of it; nothing is changed.
+
+        Raises what a transaction would raise before it needs a secret.
+        """
+        async with self._transactor.opened(ref) as device:
+            policy.check_signatures(tuple(await self._host.probe.foreign(device)))
+        seen = await self.look(ref)
+        change = decide(seen, self._now())
+        policy.check_retirement(seen, change)
+        return seen, change
+
     async def verify(self, ref: DeviceRef, secret: SecretSource, *, name: str = DEFAULT_KEY_NAME) -> bool:
         """Whether the secret is that of the managed key ``name``; nothing is changed."""
         return await self._transactor.opens(ref, lambda seen: _keyslot(seen, name), secret)
@@ -231,7 +261,7 @@ class Volumes:
     async def scrub(self, ref: DeviceRef, *, progress: Progress = ignore) -> Scrubbed:
         """Overwrite all keyslot space that no header copy references; the header stays as it is."""
         with self._audit.change(audit.SCRUB, ref) as account:
-            done = await scrub.run(self._transactor, ref, account.progress(progress))
+            done = await scrub.run(self._transactor, ref, account.progress(progress), only_at=self._only_at)
             account.done(done.uuid, bytes=done.bytes, seqid_before=done.seqid, seqid_after=done.seqid)
         return done
 
@@ -239,9 +269,13 @@ class Volumes:
         return self._host.clock.now()
 
     async def _change(self, ref: DeviceRef, name: str, decide: Decide, run: "Run") -> KeyChange:
+        def unless_stale(seen: DeviceView) -> Change:
+            policy.check_sequence(seen, self._only_at)
+            return decide(seen)
+
         with self._audit.change(run.verb, ref, name, group=run.group) as account:
             done = await self._transactor.run(
-                ref, account.following(decide), run.secrets, account.progress(run.progress), run.deliver
+                ref, account.following(unless_stale), run.secrets, account.progress(run.progress), run.deliver
             )
             generation, keyslot = _what_is_left(done.change, name)
             account.done(
