@@ -3,8 +3,8 @@
 
 import asyncio
 import json
-import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,6 @@ from luksrotd.names import MessageId
 from tests.support import daemon_process
 from tests.support.busclient import BusClient, CallFailed
 from tests.support.daemon_process import BACKUP, NEW, OLD, ended, settled, start
-from tests.support.testbed import PROJECT
 
 pytestmark = pytest.mark.asyncio
 INVALID = "org.freedesktop.DBus.Error.InvalidArgs"
@@ -135,7 +134,7 @@ async def test_requests_that_are_malformed(daemon, client, volume):
     assert await refused(client, device=Variant("o", names.DEVICE_PATH + "/x")) == INVALID
     both = {"device": Variant("o", volume.path), "uuid": Variant("s", volume.uuid)}
     assert await refused(client, **both) == INVALID
-    assert await refused(client, limit=Variant("u", 1001)) == INVALID
+    assert await refused(client, limit=Variant("u", 501)) == INVALID
     assert await refused(client, since=Variant("u", 1)) == INVALID
     assert await entries(client, limit=Variant("u", 0)) == []
 
@@ -155,18 +154,17 @@ async def test_busctl_shows_it(daemon, client, volume):
 
 
 async def test_a_long_history_does_not_keep_others_waiting(bed, daemon, client, volume):
-    """A full reply of a thousand records, while another client is answered all the time."""
+    """A full reply, while another client is answered all the time."""
     record = {"MESSAGE": "key rotated", "MESSAGE_ID": MessageId.ROTATED, "LUKSROTD_UUID": volume.uuid}
     fields = {f"LUKSROTD_{name.upper()}": "7" for name in (*NUMBERS, "node", "key", "unit", "client", "phase")}
     code = (
         "import json, sys; from systemd import journal\n"
-        "for fields in [json.load(sys.stdin)] * 1000: journal.sendv(*(f'{n}={v}' for n, v in fields.items()))"
+        "for fields in [json.load(sys.stdin)] * 500: journal.sendv(*(f'{n}={v}' for n, v in fields.items()))"
     )
     text = json.dumps({**record, **fields})
-    argv = [str(PROJECT / ".venv/bin/python") if (PROJECT / ".venv").exists() else os.sys.executable, "-c", code]
-    await asyncio.to_thread(subprocess.run, argv, input=text.encode(), check=True)
+    await asyncio.to_thread(subprocess.run, [sys.executable, "-c", code], input=text.encode(), check=True)
     await sync()
-    options = {"uuid": Variant("s", volume.uuid), "limit": Variant("u", 1000)}
+    options = {"uuid": Variant("s", volume.uuid), "limit": Variant("u", 500)}
     async with BusClient() as other:
         asked = asyncio.create_task(entries(client, **options))
         answered = 0
@@ -174,5 +172,5 @@ async def test_a_long_history_does_not_keep_others_waiting(bed, daemon, client, 
             await other.get(names.ROOT_PATH, names.MANAGER_INTERFACE, "Version")
             answered += 1
         found = await asked
-    assert len(found) == 1000
+    assert len(found) == 500
     assert answered > 1
