@@ -79,6 +79,7 @@ def recorded():
         one.disk.faults.gone_at_write = one.disk.writes + gone
         with pytest.raises(LuksrotdError):
             VERBS["rotation"].operate(one)
+    one = simulation()
     with pytest.raises(LuksrotdError):
         one.enroll(OLD, OLD)
     audit = Audit(one.host)
