@@ -20,9 +20,11 @@ from luksrotd.bus.connection import Bus
 from luksrotd.bus.guard import Guard
 from luksrotd.bus.publisher import Publisher
 from luksrotd.bus.secrets import Keyring
+from luksrotd.bus.served import Served
 from luksrotd.errors import LuksrotdError
 from luksrotd.host.hardening import harden
 from luksrotd.host.history import JournalHistory
+from luksrotd.host.keeping import PipeKeeper
 from luksrotd.host.notify import ServiceManager, watchdog_interval
 from luksrotd.host.process import client_and_unit
 from luksrotd.host.sealed import SecretMemfd
@@ -30,8 +32,10 @@ from luksrotd.host.udev import UdevWatcher
 from luksrotd.ports import Devices, Host, Watcher
 from luksrotd.service.audit import Audit
 from luksrotd.service.denials import RecordedAuthority
+from luksrotd.service.drafts import Drafts
 from luksrotd.service.history import Chronicle
 from luksrotd.service.operations import Operations
+from luksrotd.service.owned import Means
 from luksrotd.service.registry import Registry
 from luksrotd.service.runner import Runner
 from luksrotd.service.setjobs import SetJobs
@@ -59,9 +63,16 @@ class Daemon:
         self._audit = Audit(host)
         guard = Guard(self._callers, RecordedAuthority(PolkitAuthority(bus), self._audit, host.clock))
         keyring = Keyring(guard, SecretMemfd)
-        sets = SetJobs(VolumeSets(host), self._registry, self._runner)
-        chronicle = Chronicle(JournalHistory())
-        self._publisher = Publisher(bus, guard, keyring, operations, sets, self._registry, self._runner, chronicle)
+        self._drafts = Drafts(host, Means(self._registry, self._runner, PipeKeeper()), self._callers.gone)
+        served = Served(
+            operations,
+            SetJobs(VolumeSets(host), self._registry, self._runner),
+            self._drafts,
+            self._registry,
+            self._runner,
+            Chronicle(JournalHistory()),
+        )
+        self._publisher = Publisher(bus, guard, keyring, served)
 
     async def run(self, stop: asyncio.Event) -> int:
         """Serve until ``stop`` is set; the exit status: 0 if it was, 1 if the name, the bus or udev cannot be had."""
@@ -78,6 +89,7 @@ class Daemon:
         lost = [reason for reason, task in ends.items() if reason and task.done()]
         self._manager.stopping("finishing what must be finished")
         # While the bus is still there, so that clients learn what became of their jobs.
+        self._drafts.close()
         await self._runner.drain()
         for task in (*ends.values(), watchdog):
             task.cancel()

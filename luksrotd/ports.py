@@ -6,7 +6,7 @@ suite in ``tests/contract/`` that runs on both.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -162,6 +162,17 @@ class TokenSource:
 
 
 SecretSource = SecretFd | GenerateInto | TokenSource
+
+
+class SecretKeeper(Protocol):
+    """Makes secrets last until a commit that may come much later."""
+
+    async def keep(self, source: SecretFd, resources: ExitStack) -> SecretFd:
+        """The same secret, to be read as often as one likes; what it needs beside ``source`` is left to ``resources``.
+
+        A pipe is emptied for that, into memory, past the eyes of this process; its other end must have been closed
+        soon.  Raises ``SecretRejected`` for what cannot be kept, is empty, too long or endless.
+        """
 
 
 class EngineSession(Protocol):

@@ -15,13 +15,13 @@ from luksrotd.bus.guard import Guard
 from luksrotd.bus.interface import Emits, Interface, emitted, readable
 from luksrotd.bus.results import DifferenceRow, Row, difference_row, keys_property, rows
 from luksrotd.bus.secrets import Keyring
+from luksrotd.bus.served import Served
+from luksrotd.bus.transaction import MICROSECONDS, transaction_path
 from luksrotd.bus.values import OptionTable
 from luksrotd.ports import Caller
 from luksrotd.rotation.edits import NEW, UNLOCK
 from luksrotd.service.jobs import Kind
-from luksrotd.service.operations import Operations
 from luksrotd.service.registry import Volume
-from luksrotd.service.runner import Runner
 
 _CHANGE = "sa{sv}a{sv}a{sv}"
 _CREDENTIAL: Mapping[str, OptionTable] = {"credential": CREDENTIAL}
@@ -32,11 +32,12 @@ Map = Mapping[str, Any]
 class Device(Interface):
     """A volume; told by ``show`` what it looks like now."""
 
-    def __init__(self, guard: Guard, keyring: Keyring, operations: Operations, runner: Runner, volume: Volume) -> None:
+    def __init__(self, guard: Guard, keyring: Keyring, served: Served, volume: Volume) -> None:
         super().__init__(names.DEVICE_INTERFACE, guard)
         self._keyring = keyring
-        self._operations = operations
-        self._runner = runner
+        self._operations = served.operations
+        self._runner = served.runner
+        self._drafts = served.drafts
         self._volume = volume
         self._shown = self.values()
 
@@ -169,6 +170,20 @@ class Device(Interface):
         """Finish what a crash interrupted."""
         done = await self._operations.reconcile(self._volume.uuid, caller, **known.reconciliation(options))
         return rows(done.found), rows(done.left)
+
+    @exposed(
+        "a{sv}",
+        "o",
+        action=names.ACTION_TRANSACTION,
+        options={"timeout": "t", "if-generation": "t"},
+        outputs=["transaction"],
+    )
+    async def begin_transaction(self, caller: Caller, options: Map) -> str:
+        """Begin a transaction that the caller composes."""
+        seconds = options["timeout"] / MICROSECONDS if "timeout" in options else None
+        generation = options.get("if-generation")
+        begun = await self._drafts.begin(self._volume.uuid, caller, seconds=seconds, generation=generation)
+        return transaction_path(begun.terms.number)
 
     # -- signals --------------------------------------------------------------------------------------------------
 
