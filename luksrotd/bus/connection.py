@@ -178,7 +178,7 @@ class Bus(MessageBus):
             if msg.message_type is MessageType.METHOD_CALL:
                 self._answer(msg, fds, is_oversized=is_oversized)
             elif not is_oversized:
-                if msg.sender == DAEMON and msg.reply_serial in self._wanted_fds:
+                if msg.reply_serial in self._wanted_fds:
                     self._wanted_fds[msg.reply_serial] += fds
                     fds = []
                 self._process_message(msg)  # type: ignore[no-untyped-call] # of dbus-next

@@ -21,6 +21,7 @@ from luksrotd.bus.interface import Emits, Interface, emitted, readable
 from luksrotd.bus.quota import CALLS_PER_USER, Quota
 from luksrotd.bus.values import ReceivedFd
 from luksrotd.errors import Outcome, WrongCredential
+from luksrotd.host.process import client_and_unit
 from luksrotd.ports import Authority, Caller
 
 PATH = f"{names.DEVICE_PATH}/toy"
@@ -170,7 +171,7 @@ async def serve(
 ) -> AsyncIterator[Service]:
     bus = await Bus(object_manager=names.ROOT_PATH).connect()
     try:
-        callers = Callers(bus)
+        callers = Callers(bus, client_and_unit)
         await callers.watch()
         polkit = authority or PolkitAuthority(bus, polkit_seconds=polkit_seconds)
         toy = Toy(Guard(callers, polkit, Quota(calls)))
