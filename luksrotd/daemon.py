@@ -22,6 +22,7 @@ from luksrotd.bus.publisher import Publisher
 from luksrotd.bus.secrets import Keyring
 from luksrotd.bus.served import Served
 from luksrotd.errors import LuksrotdError
+from luksrotd.host.credentials import ServiceCredentials
 from luksrotd.host.hardening import harden
 from luksrotd.host.history import JournalHistory
 from luksrotd.host.keeping import PipeKeeper
@@ -62,7 +63,7 @@ class Daemon:
         operations = Operations(volumes, self._registry, self._runner)
         self._audit = Audit(host)
         guard = Guard(self._callers, RecordedAuthority(PolkitAuthority(bus), self._audit, host.clock))
-        keyring = Keyring(guard, SecretMemfd)
+        keyring = Keyring(guard, SecretMemfd, ServiceCredentials.of_environment().open)
         self._drafts = Drafts(host, Means(self._registry, self._runner, PipeKeeper()), self._callers.gone)
         served = Served(
             operations,

@@ -51,12 +51,17 @@ def of_change(verb: Kind, wanted: Wanted, view: DeviceView, change: Change) -> P
     """What ``decide`` has decided, told object by object."""
     if verb in _WITH_DATA and wanted.data is not None:
         change = replace(change, edits=_given(change.edits), closing=_given(change.closing))
-    return Planned(view.seqid, tuple(map(_public, preview(view, change))))
+    return Planned(view.seqid, public(preview(view, change)))
 
 
 def of_repairs(found: Reconciled) -> Planned:
     """What reconcile would do."""
-    return Planned(found.seqid, tuple(map(_public, found.differences)))
+    return Planned(found.seqid, public(found.differences))
+
+
+def public(differences: Iterable[Difference]) -> tuple[Difference, ...]:
+    """Of each what everybody may see."""
+    return tuple(map(_public, differences))
 
 
 def _enroll(view: DeviceView, wanted: Wanted, now: datetime) -> Change:

@@ -7,6 +7,7 @@ from luksrotd.errors import InvalidRequest, LuksrotdError, Outcome
 from luksrotd.ports import Caller, DeviceRef
 from luksrotd.rotation.sets import SetStatus
 from luksrotd.service import verbs
+from luksrotd.service.cancellation import to_the_end
 from luksrotd.service.handover import Secrets
 from luksrotd.service.jobs import Job, Kind
 from luksrotd.service.registry import Registry
@@ -38,8 +39,7 @@ class SetJobs:
         async def work(job: Job) -> object:
             refs = [self._registry.writable(uuid).ref for uuid in uuids]
             result = await self._carry_out(kind, refs, wanted, secrets, job)
-            for uuid in uuids:
-                await self._registry.settle(uuid)
+            await to_the_end(self._settle(uuids))  # a cancel that comes now must not hide what has been done
             if result.errors:
                 job.result = result
                 raise failure(result)
@@ -59,6 +59,10 @@ class SetJobs:
         _check(uuids)
         refs = [self._registry.get(uuid).ref for uuid in uuids]
         return await self._sets.status(refs, name=name, group=group)
+
+    async def _settle(self, uuids: Sequence[str]) -> None:
+        for uuid in uuids:
+            await self._registry.settle(uuid)
 
     async def _carry_out(
         self, kind: Kind, refs: Sequence[DeviceRef], wanted: Wanted, secrets: Secrets, job: Job

@@ -29,8 +29,15 @@ class Monitor:
         self._arrived.set()
 
     async def wait_for(self, member):
+        await self.until(lambda message: message.member == member)
+
+    async def until(self, is_it):
+        """Wait until there is a message that ``is_it``; that message."""
         async with asyncio.timeout(60):
-            while not any(message.member == member for message in self.messages):
+            while True:
+                for message in self.messages:
+                    if is_it(message):
+                        return message
                 self._arrived.clear()
                 await self._arrived.wait()
 

@@ -18,6 +18,7 @@ from luksrotd.bus.connection import Bus
 from luksrotd.bus.exposed import UNPRIVILEGED, exposed
 from luksrotd.bus.guard import Guard
 from luksrotd.bus.interface import Emits, Interface, emitted, readable
+from luksrotd.bus.quota import CALLS_PER_USER, Quota
 from luksrotd.bus.values import ReceivedFd
 from luksrotd.errors import Outcome, WrongCredential
 from luksrotd.ports import Authority, Caller
@@ -164,12 +165,12 @@ class Service:
 
 
 @asynccontextmanager
-async def serve(authority: Authority | None = None) -> AsyncIterator[Service]:
+async def serve(authority: Authority | None = None, calls: int = CALLS_PER_USER) -> AsyncIterator[Service]:
     bus = await Bus(object_manager=names.ROOT_PATH).connect()
     try:
         callers = Callers(bus)
         await callers.watch()
-        toy = Toy(Guard(callers, authority or PolkitAuthority(bus)))
+        toy = Toy(Guard(callers, authority or PolkitAuthority(bus), Quota(calls)))
         bus.export(PATH, toy)
         await bus.request_name(names.BUS_NAME)
         yield Service(bus, toy, callers)
