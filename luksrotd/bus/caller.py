@@ -48,8 +48,9 @@ class Connection(Protocol):
 class Callers:
     """Identifies callers by the bus daemon, once each, and knows which of them are still there."""
 
-    def __init__(self, bus: Connection) -> None:
+    def __init__(self, bus: Connection, *, connection: int = 0) -> None:
         self._bus = bus
+        self._connection = connection
         self._known: dict[str, _Known] = {}
 
     async def watch(self) -> None:
@@ -66,13 +67,13 @@ class Callers:
             try:
                 reply = await self._bus.ask("GetConnectionCredentials", "s", [name])
                 known.uid = reply[0]["UnixUserID"].value  # type: ignore[index] # always (a{sv})
-            except (DBusError, KeyError) as error:
+            except (DBusError, KeyError, ConnectionError) as error:
                 self._forget(name)
                 raise CallerVanished(name) from error
         if known.gone.is_set():
             raise CallerVanished(name)
         interactive = bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION)
-        return Caller(name=name, uid=known.uid, interactive=interactive)
+        return Caller(name=name, uid=known.uid, interactive=interactive, connection=self._connection)
 
     async def gone(self, unique_name: str) -> None:
         """Wait until that caller vanishes; at once for one that was never identified."""
@@ -83,6 +84,11 @@ class Callers:
     def is_known(self, unique_name: str) -> bool:
         """Whether the caller was identified and is still there."""
         return unique_name in self._known
+
+    def lost(self) -> None:
+        """The connection is over, and with it every caller; to be called when it is."""
+        for name in list(self._known):
+            self._forget(name)
 
     def _on_message(self, message: Message) -> bool:
         if (

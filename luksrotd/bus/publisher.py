@@ -54,6 +54,13 @@ class Publisher:
         self._runner.observe(self)
         for volume in self._registry.volumes.values():
             self.volume_added(volume)
+        for job in self._runner.jobs.values():
+            self.job_added(job)
+
+    def withdraw(self) -> None:
+        """Observe no more: the connection is over."""
+        self._registry.unobserve(self)
+        self._runner.unobserve(self)
 
     def volume_added(self, volume: Volume) -> None:
         """Export it."""

@@ -137,6 +137,10 @@ class Registry:
         """Have ``observer`` told of every volume from now on."""
         self._observers.append(observer)
 
+    def unobserve(self, observer: Observer) -> None:
+        """Tell it no more."""
+        self._observers.remove(observer)
+
     def get(self, uuid: str) -> Volume:
         """The volume; raises ``UnknownDevice``."""
         if uuid not in self._announced:
