@@ -11,21 +11,34 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import luksrotd
 from luksrotd import direct
-from luksrotd.bus.link import Links, Served
+from luksrotd.bus.link import Links, Outfit
+from luksrotd.bus.served import Served
 from luksrotd.config import Config
 from luksrotd.configfile import Parsed, parse
 from luksrotd.errors import ConfigError, LuksrotdError
 from luksrotd.host import configfiles
 from luksrotd.host.hardening import harden
+from luksrotd.host.history import JournalHistory
+from luksrotd.host.keeping import PipeKeeper
+from luksrotd.host.memory import available_kib
 from luksrotd.host.notify import ServiceManager, watchdog_interval
+from luksrotd.host.process import client_and_unit
 from luksrotd.host.sealed import SecretMemfd
 from luksrotd.host.udev import UdevWatcher
 from luksrotd.ports import Devices, Host, Watcher
+from luksrotd.service.audit import Audit
+from luksrotd.service.denials import RecordedAuthority
+from luksrotd.service.drafts import Drafts
+from luksrotd.service.history import Chronicle
 from luksrotd.service.jobs import State
 from luksrotd.service.operations import Operations
+from luksrotd.service.owned import Means
 from luksrotd.service.registry import Registry, Volume
 from luksrotd.service.runner import Runner
+from luksrotd.service.setjobs import SetJobs
+from luksrotd.service.sets import VolumeSets
 from luksrotd.service.threads import in_thread
 from luksrotd.service.volume import Volumes
 
@@ -54,16 +67,35 @@ class Daemon:
         self._manager = manager
         self._read = read
         volumes = Volumes(host)
+        self._audit = Audit(host)
+        self._links = Links(
+            Outfit(client_and_unit, lambda asked: RecordedAuthority(asked, self._audit, host.clock), SecretMemfd)
+        )
         self._runner = Runner()
         self._registry = Registry(volumes, watcher)
-        self._operations = Operations(volumes, self._registry, self._runner)
-        self._links = Links(Served(self._operations, self._registry, self._runner, SecretMemfd))
+        drafts = Drafts(host, Means(self._registry, self._runner, PipeKeeper()), self._links.gone)
+        self._served = Served(
+            Operations(volumes, self._registry, self._runner),
+            SetJobs(VolumeSets(host), self._registry, self._runner),
+            drafts,
+            self._registry,
+            self._runner,
+            Chronicle(JournalHistory()),
+        )
+        self._registry.heed(self._runner)
         self._registry.observe(self)
         self._ready = False
         self._troubles: dict[str, str] = {}
 
     def configure(self, config: Config) -> None:
-        """Go by this configuration from now on."""
+        """Go by this configuration from now on; jobs and transactions under way are not touched."""
+        limits = config.limits
+        if limits.memory_kib is None:
+            limits = replace(limits, memory_kib=available_kib() * limits.memory_percent // 100 or None)
+        self._served.operations.configure(config)
+        self._served.runner.configure(limits)
+        self._served.drafts.configure(limits)
+        self._served.registry.configure(config.devices)
 
     async def run(self, stop: asyncio.Event, reload: asyncio.Event) -> int:
         """Serve until ``stop`` is set; the exit status: 0 if it was, 1 if the name, the bus or udev cannot be had.
@@ -81,11 +113,13 @@ class Daemon:
         self._ready = False
         self._manager.stopping("finishing what must be finished")
         # While the bus is still there, so that clients learn what became of their jobs.
+        self._served.drafts.close()
         await self._drain()
         for task in (*ends.values(), watchdog):
             task.cancel()
         await asyncio.wait([*ends.values(), watchdog])
         await self._links.close()
+        self._audit.stopped(", ".join(lost))
         for reason in lost:
             log.error("cannot go on: %s", reason, exc_info=ends[reason].exception())
         return 1 if lost else 0
@@ -98,7 +132,7 @@ class Daemon:
         The name is taken when there is something to show: the call that activated the daemon waits for that.
         """
         try:
-            await self._links.open()
+            await self._links.open(self._served)
             with suppress(TimeoutError):
                 async with asyncio.timeout(SCAN_SECONDS):
                     await self._registry.scanned()
@@ -107,6 +141,7 @@ class Daemon:
             log.error("cannot serve: %s", error)
             return
         self._ready = True
+        self._audit.started(luksrotd.__version__)
         self._manager.ready(self._status())
         async with asyncio.TaskGroup() as group:
             group.create_task(self._stay_connected())
@@ -117,7 +152,7 @@ class Daemon:
             await self._links.lost()
             log.warning("the bus connection was lost; jobs go on")
             self._say("bus", "no system bus")
-            await self._links.reopen()
+            await self._links.reopen(self._served)
             log.info("on the bus again")
             self._say("bus", "")
 

@@ -12,15 +12,14 @@ from typing import Final, Self
 
 from luksrotd.bus import service
 from luksrotd.bus.authority import PolkitAuthority
-from luksrotd.bus.caller import Callers
+from luksrotd.bus.caller import Callers, Identify
 from luksrotd.bus.connection import Bus
 from luksrotd.bus.guard import Guard
 from luksrotd.bus.publisher import Publisher
 from luksrotd.bus.secrets import Keyring
+from luksrotd.bus.served import Served
+from luksrotd.ports import Authority, Caller
 from luksrotd.service.handover import GeneratedKey
-from luksrotd.service.operations import Operations
-from luksrotd.service.registry import Registry
-from luksrotd.service.runner import Runner
 
 log = logging.getLogger(__name__)
 
@@ -30,32 +29,35 @@ LONGEST_PAUSE: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """What is shown on the bus; ``new_key`` makes an empty memfd for a generated key."""
+class Outfit:
+    """What a link works with beside the bus.
 
-    operations: Operations
-    registry: Registry
-    runner: Runner
+    ``identify`` says who a process is, ``recorded`` puts a record of what it refuses around an authority, ``new_key``
+    makes an empty memfd for a generated key.
+    """
+
+    identify: Identify
+    recorded: Callable[[Authority], Authority]
     new_key: Callable[[], GeneratedKey]
 
 
 class Link:
     """One connection, the objects on it, and its callers."""
 
-    def __init__(self, bus: Bus, number: int, served: Served) -> None:
+    def __init__(self, bus: Bus, number: int, outfit: Outfit, served: Served) -> None:
         self.bus = bus
-        self._callers = Callers(bus, connection=number)
-        guard = Guard(self._callers, PolkitAuthority(bus))
-        keyring = Keyring(guard, served.new_key)
-        self._publisher = Publisher(bus, guard, keyring, served.operations, served.registry, served.runner)
+        self.number = number
+        self.callers = Callers(bus, outfit.identify, connection=number)
+        guard = Guard(self.callers, outfit.recorded(PolkitAuthority(bus)))
+        self._publisher = Publisher(bus, guard, Keyring(guard, outfit.new_key), served)
 
     @classmethod
-    async def open(cls, number: int, served: Served) -> Self:
+    async def open(cls, number: int, outfit: Outfit, served: Served) -> Self:
         """Connect and export everything; raises ``ConnectionError``."""
         bus = await service.connect()
         try:
-            link = cls(bus, number, served)
-            await service.watch(link._callers)
+            link = cls(bus, number, outfit, served)
+            await service.watch(link.callers)
         except BaseException:
             await bus.close()
             raise
@@ -69,21 +71,21 @@ class Link:
     async def lost(self) -> None:
         """Return when the connection has ended; all its callers are gone then."""
         await service.lost(self.bus)
-        self._callers.lost()
+        self.callers.lost()
 
     async def close(self) -> None:
         """Answer what is being answered, and end it.  Jobs go on."""
         self._publisher.withdraw()
         await self.bus.close()
-        self._callers.lost()
+        self.callers.lost()
         self.bus.unexport_all()
 
 
 class Links:
     """One ``Link`` after the other; ``bus`` is that of the present one, None while there is none."""
 
-    def __init__(self, served: Served) -> None:
-        self._served = served
+    def __init__(self, outfit: Outfit) -> None:
+        self._outfit = outfit
         self._link: Link | None = None
         self._made = 0
         self._closing: set[asyncio.Task[None]] = set()
@@ -93,10 +95,15 @@ class Links:
         """The connection on which the service is reachable."""
         return self._link.bus if self._link else None
 
-    async def open(self) -> None:
+    async def gone(self, caller: Caller) -> None:
+        """Return when the caller has left the bus, or the connection that it was on has ended."""
+        if self._link is not None and self._link.number == caller.connection:
+            await self._link.callers.gone(caller.name)
+
+    async def open(self, served: Served) -> None:
         """The first connection, not reachable yet; raises ``ConnectionError``."""
         self._made += 1
-        self._link = await Link.open(self._made, self._served)
+        self._link = await Link.open(self._made, self._outfit, served)
 
     async def own_name(self) -> None:
         """Become reachable; raises ``ConnectionError``."""
@@ -110,12 +117,12 @@ class Links:
             await self._link.lost()
             self._drop()
 
-    async def reopen(self) -> None:
+    async def reopen(self, served: Served) -> None:
         """Try to become reachable again until that succeeds, without haste."""
         said = ""
         for pause in _pauses():
             try:
-                await self.open()
+                await self.open(served)
                 await self.own_name()
             except ConnectionError as error:
                 self._drop()
