@@ -49,12 +49,13 @@ class ManagedVolume:
 class Limits:
     """How much is done at once.
 
-    ``memory_kib``: for all key derivations together; None for three quarters of what the control group, or the machine,
-    has.  ``jobs_per_user`` and ``transactions_per_user`` bound everybody but root.
+    ``memory_kib``: for all key derivations together; None for ``memory_percent`` of what the control group, or the
+    machine, has.  ``jobs_per_user`` and ``transactions_per_user`` bound everybody but root.
     """
 
     jobs: int = 4
     memory_kib: int | None = None
+    memory_percent: int = 75
     waiting: int = 64
     waiting_per_volume: int = 4
     jobs_per_user: int = 8

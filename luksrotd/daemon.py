@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import luksrotd
 from luksrotd import direct
 from luksrotd.bus import service
 from luksrotd.bus.authority import PolkitAuthority
@@ -19,15 +20,26 @@ from luksrotd.bus.connection import Bus
 from luksrotd.bus.guard import Guard
 from luksrotd.bus.publisher import Publisher
 from luksrotd.bus.secrets import Keyring
+from luksrotd.bus.served import Served
 from luksrotd.errors import LuksrotdError
 from luksrotd.host.hardening import harden
+from luksrotd.host.history import JournalHistory
+from luksrotd.host.keeping import PipeKeeper
 from luksrotd.host.notify import ServiceManager, watchdog_interval
+from luksrotd.host.process import client_and_unit
 from luksrotd.host.sealed import SecretMemfd
 from luksrotd.host.udev import UdevWatcher
 from luksrotd.ports import Devices, Host, Watcher
+from luksrotd.service.audit import Audit
+from luksrotd.service.denials import RecordedAuthority
+from luksrotd.service.drafts import Drafts
+from luksrotd.service.history import Chronicle
 from luksrotd.service.operations import Operations
+from luksrotd.service.owned import Means
 from luksrotd.service.registry import Registry
 from luksrotd.service.runner import Runner
+from luksrotd.service.setjobs import SetJobs
+from luksrotd.service.sets import VolumeSets
 from luksrotd.service.volume import Volumes
 
 log = logging.getLogger(__name__)
@@ -43,14 +55,24 @@ class Daemon:
         self._bus = bus
         self._watcher = watcher
         self._manager = manager
-        self._callers = Callers(bus)
+        self._callers = Callers(bus, client_and_unit)
         volumes = Volumes(host)
         self._runner = Runner()
         self._registry = Registry(volumes, watcher)
         operations = Operations(volumes, self._registry, self._runner)
-        guard = Guard(self._callers, PolkitAuthority(bus))
+        self._audit = Audit(host)
+        guard = Guard(self._callers, RecordedAuthority(PolkitAuthority(bus), self._audit, host.clock))
         keyring = Keyring(guard, SecretMemfd)
-        self._publisher = Publisher(bus, guard, keyring, operations, self._registry, self._runner)
+        self._drafts = Drafts(host, Means(self._registry, self._runner, PipeKeeper()), self._callers.gone)
+        served = Served(
+            operations,
+            SetJobs(VolumeSets(host), self._registry, self._runner),
+            self._drafts,
+            self._registry,
+            self._runner,
+            Chronicle(JournalHistory()),
+        )
+        self._publisher = Publisher(bus, guard, keyring, served)
 
     async def run(self, stop: asyncio.Event) -> int:
         """Serve until ``stop`` is set; the exit status: 0 if it was, 1 if the name, the bus or udev cannot be had."""
@@ -67,11 +89,13 @@ class Daemon:
         lost = [reason for reason, task in ends.items() if reason and task.done()]
         self._manager.stopping("finishing what must be finished")
         # While the bus is still there, so that clients learn what became of their jobs.
+        self._drafts.close()
         await self._runner.drain()
         for task in (*ends.values(), watchdog):
             task.cancel()
         await asyncio.wait([*ends.values(), watchdog])
         await self._bus.close()
+        self._audit.stopped(", ".join(lost))
         for reason in lost:
             log.error("cannot go on: %s", reason, exc_info=ends[reason].exception())
         return 1 if lost else 0
@@ -89,6 +113,7 @@ class Daemon:
         except ConnectionError as error:
             log.error("%s", error)
             return
+        self._audit.started(luksrotd.__version__)
         self._manager.ready(f"{len(self._registry.volumes)} volumes")
         await asyncio.get_running_loop().create_future()
 

@@ -4,6 +4,7 @@
 import errno
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,7 @@ from luksrotd.host.journal import JOURNAL_SOCKET, SystemdJournal
 from luksrotd.host.live import LiveWorkerEngine
 from luksrotd.host.locks import HostLocks
 from luksrotd.host.probe import WipefsProbe
+from luksrotd.host.process import myself
 from luksrotd.host.shadow import MemfdShadows
 from luksrotd.host.worker import WorkerEngine
 from luksrotd.luks2.pair import read_pair
@@ -40,6 +42,8 @@ from luksrotd.service.volume import Hold, Volumes
 #: What its callers need of the use cases themselves.
 __all__ = ["Hold", "SetRequest", "SetResult", "SetStatus"]
 
+#: Who acts by ``volumes``, ``sets`` and ``headers``.
+CLIENT: Final = "luksrotctl"
 BY_UUID: Final = Path("/dev/disk/by-uuid")
 BLOCK_DEVICES: Final = Path("/sys/class/block")
 
@@ -68,28 +72,33 @@ def build_host(
         clock=SystemClock(),
         journal=journal or SystemdJournal(),
         inventories=FileInventories(),
+        myself=replace(myself("luksrotd"), uid=os.geteuid()),
     )
 
 
-def caller_host() -> Host:
-    """The ports for a caller that tells its user itself: recorded in the journal if there is one, never on stderr."""
-    return build_host(journal=SystemdJournal() if Path(JOURNAL_SOCKET).exists() else NoJournal())
+def caller_host(client: str = "") -> Host:
+    """The ports for a caller that tells its user itself: recorded in the journal if there is one, never on stderr.
+
+    ``client``: the name of the program in the record, else what the kernel calls the process.
+    """
+    host = build_host(journal=SystemdJournal() if Path(JOURNAL_SOCKET).exists() else NoJournal())
+    return replace(host, myself=myself(client))
 
 
 def volumes(engine: str = ATOMIC) -> Volumes:
     """The use cases for one caller at a terminal; ``engine``: who writes the header, ``names.ENGINES``."""
-    host = caller_host()
+    host = caller_host(CLIENT)
     return StepwiseVolumes(host, LiveWorkerEngine()) if engine == STEPWISE else Volumes(host)
 
 
 def sets() -> VolumeSets:
     """The use cases on sets of volumes, for the same."""
-    return VolumeSets(caller_host())
+    return VolumeSets(caller_host(CLIENT))
 
 
 def headers() -> Headers:
     """Header backup and restore, for the same."""
-    return Headers(caller_host(), BackupFiles())
+    return Headers(caller_host(CLIENT), BackupFiles())
 
 
 def device_ref(path: str, header: str | None = None) -> DeviceRef:

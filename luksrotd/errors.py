@@ -243,6 +243,12 @@ class StateError(LuksrotdError):
     code = "StateFailed"
 
 
+class ConfigError(LuksrotdError):
+    """The configuration cannot be used; says in which file and line."""
+
+    code = "ConfigFailed"
+
+
 class EngineError(LuksrotdError):
     """libcryptsetup, or the worker process that runs it, failed on the shadow."""
 

@@ -6,7 +6,7 @@ suite in ``tests/contract/`` that runs on both.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from luksrotd.luks2.areas import Extent
 from luksrotd.rotation.edits import Edit
 from luksrotd.rotation.inventory import Inventory
+from luksrotd.rotation.ledger import Ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,18 @@ class TokenSource:
     pin: SecretFd | None = None
 
 
-SecretSource = SecretFd | GenerateInto
+SecretSource = SecretFd | GenerateInto | TokenSource
+
+
+class SecretKeeper(Protocol):
+    """Makes secrets last until a commit that may come much later."""
+
+    async def keep(self, source: SecretFd, resources: ExitStack) -> SecretFd:
+        """The same secret, to be read as often as one likes; what it needs beside ``source`` is left to ``resources``.
+
+        A pipe is emptied for that, into memory, past the eyes of this process; its other end must have been closed
+        soon.  Raises ``SecretRejected`` for what cannot be kept, is empty, too long or endless.
+        """
 
 
 class EngineSession(Protocol):
@@ -173,7 +185,10 @@ class EngineSession(Protocol):
         """Load the header as libcryptsetup does, which repairs a bad copy; the JSON metadata that it chose."""
 
     async def unlock(self, keyslot: int | None = None) -> int:
-        """Get the volume key with the secret named ``unlock``; the keyslot it opened.  Raises ``WrongCredential``."""
+        """Get the volume key with the secret named ``unlock``; the keyslot it opened.  Raises ``WrongCredential``.
+
+        A token that cannot be asked (no plugin of its type, no TPM) is an ``EngineError``.
+        """
 
     async def take_volume_key(self) -> None:
         """Take the secret named ``volume-key`` for the volume key.  Raises ``WrongCredential`` if it is not."""
@@ -182,7 +197,10 @@ class EngineSession(Protocol):
         """Make the edits, in order.  Raises ``NoFreeArea``, ``NoFreeKeyslot``, ``MetadataFull``."""
 
     async def opens(self, keyslot: int, secret: str) -> bool:
-        """Whether the secret of that name opens that keyslot, found out by a fresh load of the shadow."""
+        """Whether the secret of that name opens that keyslot, found out by a fresh load of the shadow.
+
+        Raises as ``unlock`` does if it is a token that cannot be asked.
+        """
 
 
 class KeyslotEngine(Protocol):
@@ -284,19 +302,47 @@ class NoInhibitor:
         yield
 
 
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Which records are wanted: the newest ``limit`` of those of a volume (``uuid``; '' for all) and of a time.
+
+    ``since``, ``until``: microseconds since the epoch; the first is in it, the second is not.
+    """
+
+    uuid: str = ""
+    since: int = 0
+    until: int | None = None
+    limit: int = 100
+
+
 class History(Protocol):
-    """The record of what has been done, read back."""
+    """The record of what has been done (``service.audit``), read back."""
 
-    def entries(self, *, uuid: str | None, since: datetime | None, limit: int) -> Sequence[Mapping[str, str]]:
-        """The fields of the newest ``limit`` entries, oldest of them first, without LUKSROTD_, in lower case.
+    def entries(self, query: Query) -> Sequence[Mapping[str, str]]:
+        """The fields of each record, without LUKSROTD_, in lower case; the oldest record first.
 
-        ``time``: microseconds since the epoch.  Blocks; raises ``StateError``.
+        Only of what root's processes have recorded: anybody may write to the journal what he likes.  ``time``:
+        microseconds since the epoch.  Blocks; raises ``StateError``.
         """
 
 
 @dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: the unique bus name, the uid, and whether the call allows interaction.
+
+    ``client``, ``unit``: name of the program and its systemd unit, for the record only: they can be forged.
+    """
+
+    name: str
+    uid: int
+    interactive: bool = False
+    client: str = ""
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
-    """The ports that the use cases work with."""
+    """The ports that the use cases work with; ``ledger`` is told of everything that they write."""
 
     devices: Devices
     locks: DeviceLocks
@@ -308,6 +354,9 @@ class Host:
     journal: Journal
     inventories: Inventories = field(default_factory=NoInventories)
     inhibitor: Inhibitor = field(default_factory=NoInhibitor)
+    ledger: Ledger = field(default_factory=Ledger)
+    myself: Caller = Caller("", 0, client="luksrotd")
+    """Who acts when nobody else does: this process (``service.actor``)."""
 
 
 class WatchEvent(StrEnum):
@@ -336,7 +385,8 @@ class Traits:
 class DeviceEvent:
     """One event about one device node; ``uuid`` is the LUKS UUID ('' for REMOVED or when it is no LUKS2 any more).
 
-    ``header``: where the header is, if it is detached.  An image file has its path for a node.
+    ``header``: where the header is, if it is detached.  An image file has its path for a node.  ``configured``: the
+    configuration names it, so that no rule keeps it out.
     """
 
     kind: WatchEvent
@@ -344,29 +394,19 @@ class DeviceEvent:
     uuid: str = ""
     header: str | None = None
     traits: Traits = field(default_factory=Traits)
+    configured: bool = False
 
 
 class Watcher(Protocol):
-    """Follows the block devices of the machine."""
+    """Follows the block devices of the machine, or the volumes that the configuration names."""
 
     def events(self) -> AsyncIterator[DeviceEvent]:
-        """First one ADDED for each LUKS2 device that is there, then live events; loses none in between."""
+        """First one ADDED for each LUKS2 device that is there, then live events; loses none in between.
+
+        Those that are there come at once: the first time that it has to be waited for is the end of them.
+        """
 
     def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks: the unique bus name, the uid, and whether the call allows interaction.
-
-    ``client``, ``unit``: name of the program and its systemd unit, for the record only: they can be forged.
-    """
-
-    name: str
-    uid: int
-    interactive: bool = False
-    client: str = ""
-    unit: str = ""
 
 
 class Authority(Protocol):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support import tokenplugin
 from tests.support.testbed import TestBed
 
 # No deadlines and no verdict on slowness: the machine may be busy.
@@ -45,3 +46,12 @@ def bed() -> Iterator[TestBed]:
     """The private system (bus, polkit, udev, journal), one for the whole run."""
     with TestBed() as bed:
         yield bed
+
+
+@pytest.fixture(scope="session")
+def token_plugin(bed: TestBed) -> Iterator[None]:
+    """libcryptsetup has a token plugin of ours (tests/support/tokenplugin.c), in this process and its children."""
+    scratch = bed.dir / "token-plugin"
+    scratch.mkdir()
+    with tokenplugin.installed(scratch):
+        yield

@@ -9,13 +9,15 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from dbus_next.constants import MessageFlag, MessageType
 from dbus_next.errors import DBusError
 from dbus_next.message import Message
 
+from luksrotd.bus.values import ReceivedFd
 from luksrotd.ports import Caller
+from luksrotd.service.threads import in_thread
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,15 @@ current_message: ContextVar[Message] = ContextVar("current_message")
 """The method call that the current task answers."""
 
 
+Identify = Callable[[int, int], tuple[str, str]]
+"""Name and systemd unit of a process, by its number and (or -1) a descriptor of it; blocks."""
+
+
+def unidentified(_: int, __: int) -> tuple[str, str]:
+    """An ``Identify`` that knows nobody."""
+    return "", ""
+
+
 class CallerVanished(Exception):
     """The caller left the bus: there is nobody to do anything for, or to reply to."""
 
@@ -38,8 +49,15 @@ class CallerVanished(Exception):
 class Connection(Protocol):
     """What is needed of ``Bus``."""
 
-    async def ask(self, member: str, signature: str = "", body: list[object] | None = None) -> list[object]:
-        """Call the bus daemon."""
+    async def ask(
+        self,
+        member: str,
+        signature: str = "",
+        body: list[object] | None = None,
+        *,
+        fds: list[ReceivedFd] | None = None,
+    ) -> list[object]:
+        """Call the bus daemon; descriptors in its reply are appended to ``fds``."""
 
     def add_message_handler(self, handler: Callable[[Message], Message | bool | None]) -> object:
         """See every incoming message."""
@@ -48,8 +66,9 @@ class Connection(Protocol):
 class Callers:
     """Identifies callers by the bus daemon, once each, and knows which of them are still there."""
 
-    def __init__(self, bus: Connection) -> None:
+    def __init__(self, bus: Connection, identify: Identify = unidentified) -> None:
         self._bus = bus
+        self._identify = identify
         self._known: dict[str, _Known] = {}
 
     async def watch(self) -> None:
@@ -64,15 +83,31 @@ class Callers:
         known = self._known.setdefault(name, _Known())  # before asking, so that a vanishing in between is seen
         if known.uid is None:
             try:
-                reply = await self._bus.ask("GetConnectionCredentials", "s", [name])
-                known.uid = reply[0]["UnixUserID"].value  # type: ignore[index] # always (a{sv})
+                await self._ask(name, known)
             except (DBusError, KeyError) as error:
                 self._forget(name)
                 raise CallerVanished(name) from error
         if known.gone.is_set():
             raise CallerVanished(name)
         interactive = bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION)
-        return Caller(name=name, uid=known.uid, interactive=interactive)
+        assert known.uid is not None  # noqa: S101 -- for mypy: _ask has set it
+        return Caller(name, known.uid, interactive, known.client, known.unit)
+
+    async def _ask(self, name: str, known: "_Known") -> None:
+        """Raises ``DBusError`` and ``KeyError``."""
+        fds: list[ReceivedFd] = []
+        try:
+            reply: list[Any] = await self._bus.ask("GetConnectionCredentials", "s", [name], fds=fds)
+            credentials = {key: variant.value for key, variant in reply[0].items()}
+            pid = credentials.get("ProcessID", 0)
+            # A process that has gone may have left its number to another one; its descriptor tells.
+            pidfd = fds[credentials["ProcessFD"]].fd if fds and "ProcessFD" in credentials else -1
+            if pid:
+                known.client, known.unit = await in_thread(lambda: self._identify(pid, pidfd))
+            known.uid = credentials["UnixUserID"]
+        finally:
+            for fd in fds:
+                fd.close()
 
     async def gone(self, unique_name: str) -> None:
         """Wait until that caller vanishes; at once for one that was never identified."""
@@ -104,4 +139,5 @@ class Callers:
 class _Known:
     def __init__(self) -> None:
         self.uid: int | None = None
+        self.client = self.unit = ""
         self.gone = asyncio.Event()

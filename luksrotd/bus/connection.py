@@ -57,6 +57,7 @@ class Bus(MessageBus):
             self._sock, self._loop, is_ready=lambda: self.unique_name is not None, on_error=self._finalize
         )
         self._objects = Objects(object_manager)
+        self._wanted_fds: dict[int, list[ReceivedFd]] = {}
         self._tasks: set[asyncio.Task[Message]] = set()
         self._under_way: Counter[str] = Counter()
 
@@ -111,25 +112,34 @@ class Bus(MessageBus):
         if removed and self._objects.is_managed(path):
             self._announce("InterfacesRemoved", "oas", [path, [gone.name for gone in removed]])
 
-    async def call(self, msg: Message, *, seconds: float | None = CALL_SECONDS) -> Message | None:
-        """Call and wait for the reply, a return or an error; descriptors in it are closed, for nobody here wants any.
+    async def call(
+        self, msg: Message, *, seconds: float | None = CALL_SECONDS, fds: list[ReceivedFd] | None = None
+    ) -> Message | None:
+        """Call and wait for the reply, a return or an error.
 
-        Raises ``ConnectionError`` and ``TimeoutError``.
+        Descriptors in it are appended to ``fds``, to be closed by the caller whatever is raised; without, they are
+        closed.  Raises ``ConnectionError`` and ``TimeoutError``.
         """
         if not self.connected:
             raise ConnectionError("cannot call: not connected to the bus")
+        msg.serial = msg.serial or self.next_serial()
+        if fds is not None:
+            self._wanted_fds[msg.serial] = fds
         try:
             async with asyncio.timeout(seconds):
                 return await super().call(msg)
         finally:
             self._method_return_handlers.pop(msg.serial, None)
+            self._wanted_fds.pop(msg.serial, None)
 
-    async def ask(self, member: str, signature: str = "", body: list[Any] | None = None) -> list[Any]:
-        """Call a method of the bus daemon itself; the body of its reply.  Raises ``DBusError`` too."""
+    async def ask(
+        self, member: str, signature: str = "", body: list[Any] | None = None, *, fds: list[ReceivedFd] | None = None
+    ) -> list[Any]:
+        """Call a method of the bus daemon itself; the body of its reply.  As ``call``; raises ``DBusError`` too."""
         message = Message(
             destination=DAEMON, path=DAEMON_PATH, interface=DAEMON, member=member, signature=signature, body=body or []
         )
-        return body_of(await self.call(message))
+        return body_of(await self.call(message, fds=fds))
 
     def send(self, msg: Message) -> "asyncio.Future[None]":  # type: ignore[override] # as the class between has it
         """Queue a message; done when it was written.  Raises what its marshalling raises."""
@@ -168,6 +178,9 @@ class Bus(MessageBus):
             if msg.message_type is MessageType.METHOD_CALL:
                 self._answer(msg, fds, is_oversized=is_oversized)
             elif not is_oversized:
+                if msg.sender == DAEMON and msg.reply_serial in self._wanted_fds:
+                    self._wanted_fds[msg.reply_serial] += fds
+                    fds = []
                 self._process_message(msg)  # type: ignore[no-untyped-call] # of dbus-next
         except Exception:
             log.exception("cannot process a message")

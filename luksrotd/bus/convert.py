@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What callers describe, to what the service works with, and what it knows, to property values.
+"""What callers describe, to what the service works with: secrets, names, object paths.
 
-dbus/org.luksrotd1.Device.xml says how a credential, a new secret and the key derivation options are described.
+dbus/org.luksrotd1.Device.xml says how a credential and a new secret are described.  Options: ``bus.options``, results:
+``bus.results``.
 """
 
 import os
@@ -9,32 +10,12 @@ import stat
 from collections.abc import Mapping
 from typing import Any, Final
 
-from dbus_next.signature import Variant
-
 from luksrotd import names
 from luksrotd.bus.values import OptionTable
 from luksrotd.errors import InvalidRequest, SecretRejected
-from luksrotd.rotation.edits import PBKDF_FOR_RANDOM_KEYS, Pbkdf
-from luksrotd.rotation.token import parse_data
-from luksrotd.rotation.view import DeviceView
-from luksrotd.service.operations import KeyOptions
-from luksrotd.service.volume import KeyChange
 
 CREDENTIAL: Final[OptionTable] = {"fd": "h", "keyfile": "s"}
 NEW_SECRET: Final[OptionTable] = {**CREDENTIAL, "generate": "b"}
-KEY_OPTIONS: Final[OptionTable] = {
-    "data": "s",
-    "pbkdf": "s",
-    "pbkdf-force-iterations": "u",
-    "pbkdf-memory": "u",
-    "pbkdf-parallel": "u",
-}
-_PBKDF_MEMBERS: Final = {
-    "pbkdf": "type",
-    "pbkdf-force-iterations": "iterations",
-    "pbkdf-memory": "memory_kib",
-    "pbkdf-parallel": "parallel",
-}
 _KEYFILE_MODES: Final = frozenset({0o400, 0o600})
 
 
@@ -86,14 +67,6 @@ def key_name(name: str) -> str:
     return name or names.DEFAULT_KEY_NAME
 
 
-def key_options(name: str, options: Mapping[str, Any], *, generated: bool) -> KeyOptions:
-    """The options of Enroll and Rotate; raises ``InvalidRequest``."""
-    cost = {member: options[option] for option, member in _PBKDF_MEMBERS.items() if option in options}
-    default = PBKDF_FOR_RANDOM_KEYS if generated else Pbkdf()
-    data = parse_data(options["data"]) if "data" in options else None
-    return KeyOptions(key_name(name), data, Pbkdf(**cost) if cost else default)
-
-
 def device_path(uuid: str) -> str:
     """The object path of the volume with that LUKS UUID."""
     return f"{names.DEVICE_PATH}/{uuid.replace('-', '_')}"
@@ -102,32 +75,3 @@ def device_path(uuid: str) -> str:
 def job_path(number: int) -> str:
     """The object path of the job with that number."""
     return f"{names.JOB_PATH}/{number}"
-
-
-def keys_property(view: DeviceView | None) -> dict[int, dict[str, Variant]]:
-    """The property Keys, by token number."""
-    return {
-        key.token.id: {
-            "name": Variant("s", key.token.name),
-            "generation": Variant("u", key.token.generation),
-            "state": Variant("s", key.token.state.value),
-            "keyslot": Variant("i", -1 if key.keyslot is None else key.keyslot.id),
-            "rotated-at": Variant("s", key.token.rotated_at),
-            "wipe-pending": Variant("b", bool(key.token.wipe)),
-            "changed": Variant("b", key.stale),
-        }
-        for key in (view.keys if view else ())
-    }
-
-
-def result_property(result: object) -> dict[str, Variant]:
-    """The property Result of a job."""
-    if not isinstance(result, KeyChange):
-        return {}
-    return {
-        "name": Variant("s", result.name),
-        "generation": Variant("u", result.generation),
-        "keyslot": Variant("u", result.keyslot),
-        "seqid-before": Variant("t", result.seqid_before),
-        "seqid-after": Variant("t", result.seqid_after),
-    }

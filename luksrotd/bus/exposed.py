@@ -4,7 +4,8 @@
 A call is answered in this order, and the first thing that fails is the reply:
 
 1. arguments and options: ``InvalidArgs``;
-2. authorization, with ``Interface.details`` for the agent's text, withdrawn should the caller vanish;
+2. authorization, by ``Interface.questions``: for the action, or the stricter one for volumes of the system, with
+   ``Interface.details`` for the agent's text; withdrawn should the caller vanish;
 3. the handler, as ``await handler(interface, caller, *arguments)``;
 4. its result, as the body of the reply.
 
@@ -27,6 +28,7 @@ from luksrotd.bus.caller import CallerVanished
 from luksrotd.bus.errors import name_of, text_of
 from luksrotd.bus.values import OPTIONS_SIGNATURE, OptionTable, ReceivedFd, check_options, from_body, to_body
 from luksrotd.errors import Cancelled, Internal, LuksrotdError, Outcome
+from luksrotd.service.actor import acting
 
 if TYPE_CHECKING:
     from luksrotd.bus.interface import Interface
@@ -130,10 +132,11 @@ class Exposed:
             arguments = self._arguments(message, fds)
             caller = await interface.guard.callers.current()
             if self.action:
-                details = {"operation": self.name, **await interface.details(self.name, arguments)}
-                await interface.guard.authorize(caller, self.action, details)
+                questions = await interface.questions(self.action, self.name, arguments)
+                await interface.guard.authorize_all(caller, questions)
             has_started = True
-            result = await self.handler(interface, caller, *arguments)
+            with acting(caller):
+                result = await self.handler(interface, caller, *arguments)
             return self._reply(message, result)
         except CallerVanished:
             raise

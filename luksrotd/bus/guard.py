@@ -1,16 +1,33 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Asks the authority about a caller, for as long as the caller is there."""
+"""Asks the authority about a caller, for as long as the caller is there.
+
+A question is asked without interaction first: most are answered then, and a person is troubled only where nothing else
+says no, and where not too many dialogues of the same user wait already (docs/adr/0017-polkit-actions.md).
+"""
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from luksrotd.bus.caller import Callers, CallerVanished
+from luksrotd.errors import InteractiveAuthorizationRequired, NotAuthorized, TooMany
 from luksrotd.ports import Authority, Caller
 
 DETAIL_LIMIT: Final = 200
 """Characters of a detail that polkit gets to show."""
+DIALOGUES_PER_USER: Final = 4
+"""Questions to persons that one user's calls may have open; each may be a dialogue on somebody's screen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A polkit action, and the details for the agent's text and for rules; no secrets."""
+
+    action: str
+    details: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,14 +36,37 @@ class Guard:
 
     callers: Callers
     authority: Authority
+    _dialogues: Counter[int] = field(default_factory=Counter)
 
     async def authorize(self, caller: Caller, action: str, details: Mapping[str, str]) -> None:
-        """Return if the caller may; withdraw the question should the caller vanish meanwhile.
+        """``authorize_all`` for one question."""
+        await self.authorize_all(caller, [Question(action, details)])
 
-        Raises ``NotAuthorized``, ``InteractiveAuthorizationRequired`` or ``CallerVanished``.
+    async def authorize_all(self, caller: Caller, questions: Sequence[Question]) -> None:
+        """Return if the caller may do all of it; withdraw the question should the caller vanish meanwhile.
+
+        Nobody authenticates in vain: what is refused anyway is refused before.  Raises ``NotAuthorized`` (for no
+        questions, too), ``InteractiveAuthorizationRequired``, ``TooMany`` or ``CallerVanished``.
         """
-        shown = {key: _printable(value) for key, value in details.items()}
-        check = asyncio.ensure_future(self.authority.check(caller, action, shown))
+        if not questions:
+            raise NotAuthorized("cannot authorize: there is nothing to ask about")
+        open_questions: list[Question] = []
+        reason: InteractiveAuthorizationRequired | None = None
+        for question in questions:
+            try:
+                await self._ask(replace(caller, interactive=False), question)
+            except InteractiveAuthorizationRequired as error:
+                open_questions.append(question)
+                reason = error
+        if reason and not caller.interactive:
+            raise reason
+        for question in open_questions:
+            with self._dialogue(caller.uid):
+                await self._ask(caller, question)
+
+    async def _ask(self, caller: Caller, question: Question) -> None:
+        shown = {key: _printable(value) for key, value in question.details.items()}
+        check = asyncio.ensure_future(self.authority.check(caller, question.action, shown))
         gone = asyncio.ensure_future(self.callers.gone(caller.name))
         try:
             await asyncio.wait({check, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -37,6 +77,18 @@ class Guard:
             check.cancel()
             gone.cancel()
             await asyncio.gather(check, gone, return_exceptions=True)
+
+    @contextmanager
+    def _dialogue(self, uid: int) -> Iterator[None]:
+        if self._dialogues[uid] >= DIALOGUES_PER_USER:
+            raise TooMany(f"cannot authorize: {DIALOGUES_PER_USER} questions to the user are open already")
+        self._dialogues[uid] += 1
+        try:
+            yield
+        finally:
+            self._dialogues[uid] -= 1
+            if not self._dialogues[uid]:
+                del self._dialogues[uid]
 
 
 def _printable(value: str) -> str:

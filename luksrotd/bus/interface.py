@@ -41,7 +41,9 @@ from dbus_next.constants import ArgDirection, PropertyAccess
 from dbus_next.message import Message
 from dbus_next.signature import SignatureTree, SignatureType, Variant
 
+from luksrotd import names
 from luksrotd.bus.exposed import Exposed, camel_case
+from luksrotd.bus.guard import Question
 from luksrotd.bus.values import to_body
 
 if TYPE_CHECKING:
@@ -150,6 +152,15 @@ class Interface:
     async def details(self, method: str, arguments: Sequence[Any]) -> Mapping[str, str]:
         """What polkit's agent may show (``$(device)``, ``$(uuid)``, ``$(key)``) and rules look up; no secrets."""
         return {}
+
+    def is_of_system(self) -> bool:
+        """Whether the volume that this is about belongs to the machine; it does unless that is known better."""
+        return True
+
+    async def questions(self, action: str, method: str, arguments: Sequence[Any]) -> Sequence[Question]:
+        """What polkit is asked before the handler of a method with that action runs; all of it must be allowed."""
+        asked = names.system_action(action) if self.is_of_system() else action
+        return [Question(asked, {"operation": method, **await self.details(method, arguments)})]
 
     # -- towards the bus ------------------------------------------------------------------------------------------
 

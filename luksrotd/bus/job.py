@@ -7,11 +7,12 @@ from typing import Any
 from dbus_next.signature import Variant
 
 from luksrotd import names
-from luksrotd.bus.convert import device_path, result_property
+from luksrotd.bus.convert import device_path
 from luksrotd.bus.errors import name_of
 from luksrotd.bus.exposed import UNPRIVILEGED, exposed
 from luksrotd.bus.guard import Guard
 from luksrotd.bus.interface import Emits, Interface, emitted, readable
+from luksrotd.bus.results import result_property
 from luksrotd.errors import InvalidRequest
 from luksrotd.ports import Caller
 from luksrotd.service import jobs
@@ -26,6 +27,7 @@ class Job(Interface):
         self._runner = runner
         self._job = job
         self._owner = owner
+        self._completed = False
         self._shown = self.values()
         job.subscribe(self._show)
 
@@ -36,7 +38,8 @@ class Job(Interface):
     def _show(self) -> None:
         before, self._shown = self._shown, self.values()
         self.changed(*(name for name, value in self._shown.items() if value != before[name]))
-        if self._job.ended:
+        if self._job.ended and not self._completed:
+            self._completed = True
             self.completed(self._job.error is None, self.outcome, self.error_name, self.error_message)
 
     # -- methods --------------------------------------------------------------------------------------------------
@@ -105,6 +108,11 @@ class Job(Interface):
     def progress(self) -> float:
         """From 0 to 1."""
         return self._job.progress
+
+    @readable("b")
+    def progress_estimated(self) -> bool:
+        """Whether ``progress`` is an estimate by time now."""
+        return self._job.estimated
 
     @readable("b")
     def cancellable(self) -> bool:

@@ -11,10 +11,10 @@ from luksrotd.bus.interface import Interface
 from luksrotd.bus.job import Job
 from luksrotd.bus.manager import Manager
 from luksrotd.bus.secrets import Keyring
+from luksrotd.bus.served import Served
+from luksrotd.bus.transaction import Transactions
 from luksrotd.service import jobs
-from luksrotd.service.operations import Operations
-from luksrotd.service.registry import Registry, Volume
-from luksrotd.service.runner import Runner
+from luksrotd.service.registry import Volume
 
 
 class Exporting(Protocol):
@@ -30,40 +30,34 @@ class Exporting(Protocol):
 class Publisher:
     """Observes the registry and the runner; ``publish`` begins with what is there."""
 
-    def __init__(
-        self,
-        bus: Exporting,
-        guard: Guard,
-        keyring: Keyring,
-        operations: Operations,
-        registry: Registry,
-        runner: Runner,
-    ) -> None:
+    def __init__(self, bus: Exporting, guard: Guard, keyring: Keyring, served: Served) -> None:
         self._bus = bus
         self._guard = guard
         self._keyring = keyring
-        self._operations = operations
-        self._registry = registry
-        self._runner = runner
+        self._served = served
         self._devices: dict[str, Device] = {}
 
     def publish(self) -> None:
         """Export everything, from now on."""
-        self._bus.export(names.ROOT_PATH, Manager(self._guard, self._registry))
-        self._registry.observe(self)
-        self._runner.observe(self)
-        for volume in self._registry.volumes.values():
+        self._bus.export(names.ROOT_PATH, Manager(self._guard, self._keyring, self._served))
+        self._served.registry.observe(self)
+        self._served.runner.observe(self)
+        self._served.drafts.observe(Transactions(self._bus, self._guard, self._keyring, self._served.operations))
+        for volume in self._served.registry.volumes.values():
             self.volume_added(volume)
 
     def volume_added(self, volume: Volume) -> None:
         """Export it."""
-        device = Device(self._guard, self._keyring, self._operations, self._runner, volume)
+        device = Device(self._guard, self._keyring, self._served, volume)
         self._devices[volume.uuid] = device
         self._bus.export(device_path(volume.uuid), device)
 
     def volume_changed(self, volume: Volume, *, fresh: bool) -> None:
-        """Show what changed."""
-        self._devices[volume.uuid].show(volume)
+        """Show what changed, and say so if it was somebody else."""
+        device = self._devices[volume.uuid]
+        device.show(volume)
+        if volume.foreign is not None:
+            device.foreign_change(volume.foreign.before, volume.foreign.after, volume.foreign.direction.value)
 
     def volume_removed(self, volume: Volume) -> None:
         """Withdraw it."""
@@ -73,7 +67,7 @@ class Publisher:
     def job_added(self, job: jobs.Job) -> None:
         """Export it, if somebody started it and its method returns it."""
         if job.owner is not None and job.kind not in jobs.UNSEEN:
-            self._bus.export(job_path(job.number), Job(self._guard, self._runner, job, job.owner))
+            self._bus.export(job_path(job.number), Job(self._guard, self._served.runner, job, job.owner))
         self._show_busy(job)
 
     def job_ended(self, job: jobs.Job) -> None:

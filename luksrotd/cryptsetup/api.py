@@ -9,11 +9,14 @@ single-threaded process may import this module.  Source: libcryptsetup.h; what t
 import errno
 import json
 from types import TracebackType
-from typing import Any, Final, NoReturn, Self
+from typing import Any, Final, Self
 
+from luksrotd.cryptsetup import tokens
 from luksrotd.cryptsetup._ffi import ffi, lib
 from luksrotd.cryptsetup.birth import add_with_token
+from luksrotd.cryptsetup.calls import begin, check, logged
 from luksrotd.cryptsetup.memory import SafeMemory
+from luksrotd.cryptsetup.tokens import TokenCredential
 from luksrotd.errors import (
     EngineError,
     InvalidRequest,
@@ -31,23 +34,6 @@ ANY_KEYSLOT: Final[int] = lib.CRYPT_ANY_SLOT
 LUKS2: Final = b"LUKS2"
 #: Keyslots that hold the volume key, not some other one.
 BOUND: Final[tuple[int, ...]] = (lib.CRYPT_SLOT_ACTIVE, lib.CRYPT_SLOT_ACTIVE_LAST)
-#: Of the last lines that libcryptsetup logged, in characters.
-MAX_LOG: Final = 300
-
-_log: list[str] = []
-
-
-@ffi.def_extern()  # type: ignore[untyped-decorator]  # cffi has no types
-def luksrotd_log(level: int, message: Any, user: Any) -> None:
-    """Keep libcryptsetup's error lines, which go to stderr by default, for the message of the error to come."""
-    if level == lib.CRYPT_LOG_ERROR:
-        _log.append(ffi.string(message, MAX_LOG).decode("ascii", "replace"))
-
-
-lib.crypt_set_debug_level(lib.CRYPT_DEBUG_NONE)
-lib.crypt_set_log_callback(ffi.NULL, lib.luksrotd_log, ffi.NULL)
-# Before anything else: reading a token of type X would dlopen libcryptsetup-token-X.so, a name that the header chooses.
-lib.crypt_token_external_disable()
 
 
 class Context:
@@ -59,11 +45,12 @@ class Context:
     def __init__(self, path: str) -> None:
         self._cd: Any = ffi.NULL
         holder = ffi.new("struct crypt_device **")
-        _begin()
-        _check(lib.crypt_init(holder, path.encode()), "open the header")
+        tokens.settle_plugins()
+        begin()
+        check(lib.crypt_init(holder, path.encode()), "open the header")
         self._cd = holder[0]
         try:
-            _check(lib.crypt_load(self._cd, LUKS2, ffi.NULL), "load the header")
+            check(lib.crypt_load(self._cd, LUKS2, ffi.NULL), "load the header")
         except EngineError:
             self.close()
             raise
@@ -87,8 +74,8 @@ class Context:
     def metadata(self) -> dict[str, Any]:
         """The JSON metadata as libcryptsetup has it in memory (crypt_dump_json)."""
         holder = ffi.new("const char **")
-        _begin()
-        _check(lib.crypt_dump_json(self._cd, holder, 0), "read the metadata")
+        begin()
+        check(lib.crypt_dump_json(self._cd, holder, 0), "read the metadata")
         parsed = json.loads(ffi.string(holder[0]))
         if not isinstance(parsed, dict):
             raise EngineError("cannot read the metadata: it is not an object")
@@ -101,56 +88,77 @@ class Context:
     def keyslot_area(self, keyslot: int) -> Extent:
         """Where the binary area of that keyslot is (crypt_keyslot_area)."""
         offset, length = ffi.new("uint64_t *"), ffi.new("uint64_t *")
-        _begin()
-        _check(lib.crypt_keyslot_area(self._cd, keyslot, offset, length), f"find the area of keyslot {keyslot}")
+        begin()
+        check(lib.crypt_keyslot_area(self._cd, keyslot, offset, length), f"find the area of keyslot {keyslot}")
         return Extent(offset[0], length[0])
 
     def token(self, token: int) -> Any:
         """The JSON of that token."""
         holder = ffi.new("const char **")
-        _begin()
-        _check(lib.crypt_token_json_get(self._cd, token, holder), f"read token {token}")
+        begin()
+        check(lib.crypt_token_json_get(self._cd, token, holder), f"read token {token}")
         return json.loads(ffi.string(holder[0]))
 
     # -- secrets ---------------------------------------------------------------------------------------------------
 
-    def volume_key(self, passphrase: SafeMemory, keyslot: int = ANY_KEYSLOT) -> tuple[int, SafeMemory]:
-        """The keyslot that ``passphrase`` opens, and the volume key.  Raises ``WrongCredential``.
+    def volume_key(
+        self, credential: SafeMemory | TokenCredential, keyslot: int = ANY_KEYSLOT
+    ) -> tuple[int, SafeMemory]:
+        """The keyslot that a passphrase or token opens, and the volume key.  Raises ``WrongCredential``.
 
         A keyslot that is named can be an unbound one, whose key libcryptsetup would hand out: that is wrong, too.
+        A token that cannot be asked is an ``EngineError``.
         """
         if keyslot != ANY_KEYSLOT and self._status(keyslot) not in BOUND:
             raise WrongCredential(f"cannot unlock the volume: no keyslot {keyslot} holds its key")
         key = SafeMemory(max(lib.crypt_get_volume_key_size(self._cd), 1))
         try:
-            size = ffi.new("size_t *", key.size)
-            _begin()
-            result = lib.crypt_volume_key_get(self._cd, keyslot, key.address, size, passphrase.address, passphrase.size)
-            if result in (-errno.EPERM, -errno.ENOENT):
-                raise WrongCredential(_refusal(keyslot))
-            opened = _check(result, "unlock the volume key")
+            if isinstance(credential, TokenCredential):
+                return tokens.unlock(self._cd, self.metadata(), credential, keyslot, key), key
+            return self._try_passphrase(credential, keyslot, key), key
         except LuksrotdError:
             key.close()
             raise
-        return opened, key
 
-    def opens(self, passphrase: SafeMemory, keyslot: int) -> bool:
-        """Whether ``passphrase`` opens the volume by that keyslot (crypt_activate_by_passphrase without a name)."""
+    def _try_passphrase(self, passphrase: SafeMemory, keyslot: int, key: SafeMemory) -> int:
+        size = ffi.new("size_t *", key.size)
+        begin()
+        result = lib.crypt_volume_key_get(self._cd, keyslot, key.address, size, passphrase.address, passphrase.size)
+        if result in (-errno.EPERM, -errno.ENOENT):
+            raise WrongCredential(_refusal(keyslot))
+        return check(result, "unlock the volume key")
+
+    def opens(self, credential: SafeMemory | TokenCredential, keyslot: int) -> bool:
+        """Whether a passphrase or token opens the volume by that keyslot."""
         if keyslot < 0:
             raise InvalidRequest(f"cannot try keyslot {keyslot}: out of range")
-        _begin()
+        if isinstance(credential, TokenCredential):
+            return self._token_opens(credential, keyslot)
+        return self._passphrase_opens(credential, keyslot)
+
+    def _token_opens(self, credential: TokenCredential, keyslot: int) -> bool:
+        try:
+            _, key = self.volume_key(credential, keyslot)
+        except WrongCredential:
+            return False
+        key.close()
+        return True
+
+    def _passphrase_opens(self, passphrase: SafeMemory, keyslot: int) -> bool:
+        """By crypt_activate_by_passphrase without a name."""
+        begin()
         result = lib.crypt_activate_by_passphrase(self._cd, ffi.NULL, keyslot, passphrase.address, passphrase.size, 0)
         if result in (-errno.EPERM, -errno.ENOENT):
             return False
-        return _check(result, f"try keyslot {keyslot}") == keyslot
+        return check(result, f"try keyslot {keyslot}") == keyslot
 
     def check_volume_key(self, key: SafeMemory) -> None:
         """Raise ``WrongCredential`` unless ``key`` is the volume key (crypt_volume_key_verify)."""
-        _begin()
+        begin()
         result = lib.crypt_volume_key_verify(self._cd, key.address, key.size)
         if result in (-errno.EPERM, -errno.EINVAL):
             raise WrongCredential("cannot unlock the volume: this is not its volume key")
-        _check(result, "check the volume key")
+        check(result, "check the volume key")
 
     # -- changing --------------------------------------------------------------------------------------------------
 
@@ -166,7 +174,7 @@ class Context:
         # Asked beforehand: libcryptsetup 2.6.1 says EINVAL for this and for much else.
         if not self._has_room(key.size):
             raise NoFreeArea(f"cannot add keyslot {keyslot}: the keyslots area has no room")
-        _begin()
+        begin()
         if token is None:
             result = lib.crypt_keyslot_add_by_volume_key(
                 self._cd, keyslot, key.address, key.size, passphrase.address, passphrase.size
@@ -175,12 +183,12 @@ class Context:
             result = add_with_token(self._cd, keyslot, token, key, passphrase)
         if result == -errno.ENOSPC:
             raise MetadataFull(f"cannot add keyslot {keyslot}: the metadata area is full")
-        _check(result, f"add keyslot {keyslot}")
+        check(result, f"add keyslot {keyslot}")
 
     def destroy_keyslot(self, keyslot: int) -> None:
         """Overwrite the area of that keyslot and remove it, from the tokens that name it, too."""
-        _begin()
-        _check(lib.crypt_keyslot_destroy(self._cd, keyslot), f"destroy keyslot {keyslot}")
+        begin()
+        check(lib.crypt_keyslot_destroy(self._cd, keyslot), f"destroy keyslot {keyslot}")
 
     def set_token(self, token: int, body: object) -> None:
         """Write that token, new or not.
@@ -194,21 +202,21 @@ class Context:
             text = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidRequest(f"cannot write token {token}: it is not JSON") from error
-        _begin()
+        begin()
         result = lib.crypt_token_json_set(self._cd, token, text)
         if result == -errno.ENOSPC:
             raise MetadataFull(f"cannot write token {token}: the metadata area is full")
         if result == -errno.EINVAL:
-            raise InvalidRequest(f"cannot write token {token}: libcryptsetup refuses its content{_logged()}")
-        _check(result, f"write token {token}")
+            raise InvalidRequest(f"cannot write token {token}: libcryptsetup refuses its content{logged()}")
+        check(result, f"write token {token}")
         if self.token(token) != body:
             raise InvalidRequest(f"cannot write token {token}: libcryptsetup does not keep its values")
 
     def remove_token(self, token: int) -> None:
         """Remove that token; it need not exist."""
         _check_token(token)
-        _begin()
-        _check(lib.crypt_token_json_set(self._cd, token, ffi.NULL), f"remove token {token}")
+        begin()
+        check(lib.crypt_token_json_set(self._cd, token, ffi.NULL), f"remove token {token}")
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
@@ -248,38 +256,17 @@ class Context:
         if pbkdf.iterations is not None:
             wanted.iterations, wanted.time_ms = pbkdf.iterations, 0
             wanted.flags |= lib.CRYPT_PBKDF_NO_BENCHMARK
-        _begin()
+        begin()
         result = lib.crypt_set_pbkdf_type(self._cd, wanted)
         if result == -errno.EINVAL:
-            raise InvalidRequest(f"cannot use key derivation {pbkdf.type}: libcryptsetup refuses it{_logged()}")
-        _check(result, "set the key derivation")
+            raise InvalidRequest(f"cannot use key derivation {pbkdf.type}: libcryptsetup refuses it{logged()}")
+        check(result, "set the key derivation")
 
 
 def _check_token(token: int) -> None:
     # Negative numbers mean "any" to libcryptsetup, and "any" is the planner's to decide.
     if not 0 <= token < layout.TOKENS_MAX:
         raise InvalidRequest(f"cannot change token {token}: the number is out of range")
-
-
-def _begin() -> None:
-    _log.clear()
-
-
-def _check(result: int, what: str) -> int:
-    if result < 0:
-        _fail(result, what)
-    return result
-
-
-def _fail(result: int, what: str) -> NoReturn:
-    name = errno.errorcode.get(-result, str(result))
-    raise EngineError(f"cannot {what}: {name}{_logged()}")
-
-
-def _logged() -> str:
-    """What libcryptsetup said about it, for people; never to decide by."""
-    text = "; ".join(line.strip().rstrip(".") for line in _log)[:MAX_LOG]
-    return f" ({''.join(c if c.isprintable() else '?' for c in text)})" if text else ""
 
 
 def _refusal(keyslot: int) -> str:

@@ -86,6 +86,8 @@ void crypt_keyslot_context_free(struct crypt_keyslot_context *context);
 int crypt_keyslot_add_by_keyslot_context(struct crypt_device *cd,
                                          int keyslot_existing, struct crypt_keyslot_context *existing,
                                          int keyslot_new, struct crypt_keyslot_context *added, uint32_t flags);
+int crypt_volume_key_get_by_keyslot_context(struct crypt_device *cd, int keyslot, char *key, size_t *key_size,
+                                            struct crypt_keyslot_context *context);
 
 int crypt_token_json_get(struct crypt_device *cd, int token, const char **json);
 int crypt_token_json_set(struct crypt_device *cd, int token, const char *json);

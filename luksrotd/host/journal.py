@@ -10,8 +10,10 @@ from systemd import journal as systemd_journal
 
 JOURNAL_SOCKET: Final = "/run/systemd/journal/socket"
 
-_OWN_FIELDS: Final = frozenset({"message_id", "priority"})
+OWN_FIELDS: Final = frozenset({"message", "message_id", "priority"})
 """Fields of systemd.journal-fields(7) that go in under their own name."""
+PREFIX: Final = "LUKSROTD_"
+"""Before the name of every other field."""
 
 
 class SystemdJournal:
@@ -38,7 +40,7 @@ class SystemdJournal:
 
 def name_of(field: str) -> str:
     """The journal's name of a field."""
-    return field.upper() if field in _OWN_FIELDS else f"LUKSROTD_{field.upper()}"
+    return field.upper() if field in OWN_FIELDS else f"{PREFIX}{field.upper()}"
 
 
 def line_of(message: str, fields: dict[str, str | int]) -> str:

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from luksrotd.errors import EngineCrashed, EngineError, EngineTimeout, LuksrotdError, SecretRejected
-from luksrotd.ports import SecretFd, SecretSource, Shadow
+from luksrotd.host.sources import declared, fds_of, groups_for
+from luksrotd.ports import SecretSource, Shadow
 from luksrotd.rotation import wire
 from luksrotd.rotation.edits import Edit, to_wire
 
@@ -66,10 +67,12 @@ class WorkerEngine:
         everything in its process group, and returns when it has been reaped, also when cancelled meanwhile.
         """
         with contextlib.ExitStack() as ours_only, contextlib.ExitStack() as until_spawned:
-            copies = until_spawned.enter_context(_duplicates([target, *(s.fd for s in secrets.values())]))
+            fds = [fd for source in secrets.values() for fd in fds_of(source)]
+            copies = until_spawned.enter_context(_duplicates([target, *fds]))
             ours, theirs, stderr = ours_only.enter_context(_plumbing())
             # asyncio forgets the process when it is cancelled while it kills the one that it was cancelled at starting.
-            spawning = asyncio.ensure_future(self._spawn(theirs, copies, stderr))
+            groups = groups_for(secrets.values())
+            spawning = asyncio.ensure_future(self._spawn(theirs, copies, stderr, groups))
             cancelled = await _to_the_end(spawning)
             process = spawning.result()
             try:
@@ -78,15 +81,15 @@ class WorkerEngine:
                 until_spawned.close()
                 theirs.close()
                 worker = WorkerSession(process, ours, stderr, self.deadlines)
-                await worker.start(copies[0], dict(zip(secrets, copies[1:], strict=True)), secrets)
+                await worker.start(copies[0], declared(secrets, copies[1:]))
                 yield worker
             finally:
                 await _finish(process)
 
-    async def _spawn(self, control: socket.socket, fds: Sequence[int], stderr: int) -> Process:
+    async def _spawn(self, control: socket.socket, fds: Sequence[int], stderr: int, groups: Sequence[int]) -> Process:
         # PYTHONPATH: for a source tree.  Nothing else of the environment concerns a worker.
         environment = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
-        arguments = ("-P", "-s", "-B", "-m", self.module, str(control.fileno()), str(os.getpid()))
+        arguments = ("-P", "-s", "-B", "-m", self.module, str(control.fileno()), str(os.getpid()), *map(str, groups))
         try:
             return await asyncio.create_subprocess_exec(
                 self.python,
@@ -118,14 +121,10 @@ class WorkerSession:
         """Process id of the worker, for the log."""
         return self._process.pid
 
-    async def start(self, shadow: int, fds: Mapping[str, int], secrets: Mapping[str, SecretSource]) -> None:
+    async def start(self, shadow: int, secrets: Mapping[str, Any]) -> None:
         """Declare the descriptors, by their numbers in the worker.  Only for ``WorkerEngine.session``."""
-        declared = {
-            name: {"fd": fds[name], "limit": source.limit} if isinstance(source, SecretFd) else {"generate": fds[name]}
-            for name, source in secrets.items()
-        }
         seconds = self._deadlines.secret
-        request = {"op": "start", "shadow": shadow, "secrets": declared, "secret_seconds": seconds}
+        request = {"op": "start", "shadow": shadow, "secrets": secrets, "secret_seconds": seconds}
         await self._call(request, seconds + self._deadlines.start)
 
     async def load(self) -> Mapping[str, Any]:

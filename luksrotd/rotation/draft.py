@@ -3,7 +3,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from luksrotd.errors import InvalidRequest, NeedsPerson, NoFreeKeyslot
 from luksrotd.luks2 import jsontext, layout
@@ -129,6 +129,33 @@ class Draft:
                 raise InvalidRequest(
                     f"cannot remove keyslot {min(lost)}: token {token.id} ({token.type}) names it; change that, too"
                 )
+
+
+def parse_token(text: str, limit: int) -> Mapping[str, Any]:
+    """A token from JSON text of at most ``limit`` bytes: strict JSON, an object; raises ``InvalidRequest``."""
+    try:
+        raw = text.encode()
+        if len(raw) > limit:
+            raise InvalidRequest(f"cannot write a token: it is longer than the metadata area of {limit} bytes")
+        if jsontext.too_many_values(raw):
+            raise InvalidRequest("cannot write a token: it has too many values")
+        body = json.loads(text, object_pairs_hook=_unique, parse_constant=_constant)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest("cannot write a token: it is not JSON") from error
+    if not isinstance(body, dict):
+        raise InvalidRequest("cannot write a token: it is not a JSON object")
+    return body
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise InvalidRequest("cannot write a token: an object has a member twice")
+    return members
+
+
+def _constant(name: str) -> NoReturn:
+    raise ValueError(name)
 
 
 def _token(body: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from luksrotd.errors import (
     NoFreeArea,
     NoFreeKeyslot,
     RequirementsPresent,
+    StaleGeneration,
     UnknownKey,
 )
 from luksrotd.luks2 import jsontext, layout, metadata
@@ -71,6 +72,12 @@ def check_requirements(view: DeviceView) -> None:
         raise RequirementsPresent(
             f"cannot change the volume: its header requires {', '.join(mandatory)}; finish that with cryptsetup"
         )
+
+
+def check_sequence(view: DeviceView, seqid: int | None) -> None:
+    """Raise ``StaleGeneration`` unless the header is at sequence number ``seqid``; ``None``: at any."""
+    if seqid is not None and view.seqid != seqid:
+        raise StaleGeneration(f"cannot change the volume: its header is at sequence number {view.seqid}, not {seqid}")
 
 
 def check_signatures(foreign: tuple[str, ...]) -> None:

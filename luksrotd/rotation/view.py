@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a header means to us: which keyslots are ours, which are somebody's, what is odd."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -45,7 +46,8 @@ class ManagedKey:
 class DeviceView:
     """The volume as luksrotd sees it; everything is taken from the winning copy, ``pair`` has both.
 
-    ``unreadable``: why our own tokens of these numbers cannot be read.
+    ``unreadable``: why our own tokens of these numbers cannot be read.  ``digest``: SHA-256 of both copies as they lie
+    on the device, in hexadecimal.
     """
 
     pair: Pair
@@ -53,6 +55,7 @@ class DeviceView:
     records: tuple[WipeRecord, ...]
     unreadable: Mapping[int, str]
     ordinary: tuple[int, ...]
+    digest: str
 
     @property
     def metadata(self) -> Metadata:
@@ -114,7 +117,12 @@ def view(pair: Pair) -> DeviceView:
             unreadable[token.id] = error.message
     claimed = {keyslot for token in metadata.tokens.values() for keyslot in token.keyslots}
     ordinary = tuple(sorted(metadata.keyslots.keys() - claimed))
-    return DeviceView(pair, tuple(keys), tuple(records), unreadable, ordinary)
+    return DeviceView(pair, tuple(keys), tuple(records), unreadable, ordinary, digest(pair.raw))
+
+
+def digest(headers: bytes) -> str:
+    """Of the bytes of both header copies."""
+    return hashlib.sha256(headers).hexdigest()
 
 
 def _managed(token: BackupToken, metadata: Metadata) -> ManagedKey:

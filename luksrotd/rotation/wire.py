@@ -5,7 +5,9 @@
 op        members                                                      result
 ========  ===========================================================  ==================================
 start     shadow: fd, secret_seconds: float,                           null
-          secrets: {name: {"fd": n, "limit": bytes} | {"generate": n}}
+          secrets: {name: {"fd": n, "limit": bytes} | {"generate": n}
+          | {"token": n or null (any), "pin": {"fd": n, "limit":
+          bytes} or null}}
 load                                                                   the JSON metadata
 unlock    keyslot: int or null (any), volume_key: bool                 the keyslot that was opened, or null
 apply     edits: [``edits.to_wire``, …]                                null

@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from luksrotd.errors import DeviceError
+from luksrotd.errors import DeviceError, LuksrotdError, Outcome
 from luksrotd.ports import DeviceRef, HeaderDevice, Host
 from luksrotd.rotation.protocol import CommitPlan, Phase
+from luksrotd.rotation.view import digest
 from luksrotd.service import commit
 from luksrotd.service.cancellation import PointOfNoReturn
 from luksrotd.service.progress import Progress, Stage
@@ -65,7 +66,23 @@ class Access:
             await stack.enter_async_context(self._host.locks.metadata(device, exclusive=True))
             await stack.enter_async_context(self._host.locks.whole_disk(device))
             entered = _entered(plan, target)
-            await in_thread(lambda: commit.run(plan, writable, entered))
+            async with self._accounted(target, plan):
+                await in_thread(lambda: commit.run(plan, writable, entered))
+
+    @asynccontextmanager
+    async def _accounted(self, target: Target, plan: CommitPlan) -> AsyncIterator[None]:
+        """Tell the ledger of the commit; with the exclusive metadata lock held."""
+        uuid, ledger = target.ref.uuid, self._host.ledger
+        if uuid is None:  # nobody follows it
+            yield
+            return
+        ledger.writing(uuid, *await in_thread(lambda: (digest(plan.committed), digest(plan.final))))
+        try:
+            yield
+        except BaseException as error:
+            if not isinstance(error, LuksrotdError) or error.outcome is Outcome.UNKNOWN:
+                ledger.doubt(uuid)
+            raise
 
 
 def _entered(plan: CommitPlan, target: Target) -> Callable[[Phase], None]:

@@ -4,7 +4,7 @@
 Nothing is locked meanwhile.  The commit insists that the header is still, byte for byte, what it was at the beginning.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from luksrotd.errors import Conflict, InvalidRequest
 from luksrotd.ports import DeviceRef, Host, SecretSource
@@ -14,18 +14,20 @@ from luksrotd.rotation.draft import Draft
 from luksrotd.rotation.edits import UNLOCK, VOLUME_KEY
 from luksrotd.rotation.preview import Difference, preview
 from luksrotd.rotation.view import DeviceView
+from luksrotd.service import audit
+from luksrotd.service.audit import Audit
 from luksrotd.service.progress import Progress, ignore
 from luksrotd.service.transaction import Committed, Deliver, Transactor, nothing_to_deliver
 
 
 class OpenTransaction:
-    """One transaction; ``draft`` takes the edits.  It is good for one commit."""
+    """One transaction on the volume in ``ref``; ``draft`` takes the edits.  It is good for one commit."""
 
     def __init__(self, host: Host, transactor: Transactor, ref: DeviceRef, view: DeviceView) -> None:
         self.draft = Draft(view)
-        self._host = host
+        self._audit = Audit(host)
         self._transactor = transactor
-        self._ref = DeviceRef(ref.path, ref.header, view.uuid)
+        self.ref = DeviceRef(ref.path, ref.header, view.uuid)
         self._over = False
 
     @property
@@ -37,14 +39,22 @@ class OpenTransaction:
         """Raise ``WrongCredential`` unless it opens the volume; tried on a shadow."""
         self.check_open()
         if volume_key:
-            await self._transactor.check_volume_key(self._ref, source)
+            await self._transactor.check_volume_key(self.ref, source)
         else:
-            await self._transactor.opened_by(self._ref, source)
+            await self._transactor.opened_by(self.ref, source)
 
     def plan(self) -> tuple[Difference, ...]:
         """What the commit would do; raises the refusal that it would meet, as far as the header tells."""
         self.check_open()
         return preview(self.view, self.draft.change())
+
+    def ready(self, secrets: Collection[str]) -> Change:
+        """All edits as one change; raises the refusal of a commit that has the secrets of those names."""
+        self.check_open()
+        change = self.draft.change()
+        if change.needs_unlock and {UNLOCK, VOLUME_KEY}.isdisjoint(secrets):
+            raise InvalidRequest("cannot commit: keyslots come or go, and the volume has not been unlocked for that")
+        return change
 
     async def commit(
         self,
@@ -58,10 +68,7 @@ class OpenTransaction:
         the name that it was queued with.  Raises ``Conflict`` if the header is not what it was at the beginning.  A
         refusal of the edits themselves leaves the transaction open.
         """
-        self.check_open()
-        change = self.draft.change()
-        if change.needs_unlock and not {UNLOCK, VOLUME_KEY} & secrets.keys():
-            raise InvalidRequest("cannot commit: keyslots come or go, and the volume has not been unlocked for that")
+        change = self.ready(secrets.keys())
         self._over = True
 
         def decide(seen: DeviceView) -> Change:
@@ -69,14 +76,11 @@ class OpenTransaction:
                 raise Conflict("cannot commit: another tool has changed the header since the transaction began")
             return change
 
-        done = await self._transactor.run(self._ref, decide, secrets, progress, deliver)
-        self._host.journal.record(
-            "transaction committed",
-            uuid=done.uuid,
-            edits=len(change.edits),
-            seqid_before=done.seqid_before,
-            seqid_after=done.seqid_after,
-        )
+        with self._audit.change(audit.TRANSACTION, self.ref, edits=len(change.edits)) as account:
+            done = await self._transactor.run(
+                self.ref, account.following(decide), secrets, account.progress(progress), deliver
+            )
+            account.done(done.uuid, seqid_before=done.seqid_before, seqid_after=done.seqid_after)
         return done
 
     def abort(self) -> None:

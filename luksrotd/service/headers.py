@@ -12,6 +12,8 @@ from luksrotd.rotation.edits import UNLOCK
 from luksrotd.rotation.preview import Difference, restored
 from luksrotd.rotation.restore import Backup
 from luksrotd.rotation.view import DeviceView
+from luksrotd.service import audit
+from luksrotd.service.audit import Audit
 from luksrotd.service.progress import Progress, ignore
 from luksrotd.service.snapshot import Snapshot, all_areas
 from luksrotd.service.threads import in_thread
@@ -57,17 +59,19 @@ class Headers:
 
     def __init__(self, host: Host, files: HeaderFiles, transactor: Transactor | None = None) -> None:
         self._host = host
+        self._audit = Audit(host)
         self._files = files
         self._transactor = transactor or Transactor(host)
 
     async def backup(self, ref: DeviceRef, path: str) -> Saved:
         """Write the header, and the areas that it names, into the new file ``path``; raises a refusal."""
-        snapshot = await self._transactor.read(ref, all_areas)
-        restore.check_backup(snapshot.view)
-        content = restore.backup_image(snapshot.view, snapshot.areas)
-        await in_thread(lambda: self._files.create(path, content, len(snapshot.pair.raw)))
-        seen = snapshot.view
-        self._host.journal.record("header backed up", uuid=seen.uuid, file=path, seqid=seen.seqid)
+        with self._audit.change(audit.BACKUP, ref, file=path) as account:
+            snapshot = await self._transactor.read(ref, all_areas)
+            seen = account.view = snapshot.view
+            restore.check_backup(seen)
+            content = restore.backup_image(seen, snapshot.areas)
+            await in_thread(lambda: self._files.create(path, content, len(snapshot.pair.raw)))
+            account.done(seen.uuid, seqid_after=seen.seqid)
         return Saved(seen.uuid, len(content), seen.seqid, tuple(sorted(seen.metadata.keyslots)))
 
     async def compare(self, ref: DeviceRef, path: str, *, force: bool = False) -> Comparison:
@@ -95,14 +99,11 @@ class Headers:
         if the volume is not any more what it was when it was compared.
         """
         secrets: Mapping[str, SecretSource] = {} if secret is None else {UNLOCK: secret}
-        done = await self._run(ref, compared, secrets, progress)
-        self._host.journal.record(
-            "header restored",
-            uuid=done.uuid,
-            backup_seqid=compared.backup.view.seqid,
-            seqid_before=done.seqid_before,
-            seqid_after=done.seqid_after,
-        )
+        with self._audit.change(audit.RESTORE, ref, backup_seqid=compared.backup.view.seqid) as account:
+            account.view = compared.before
+            done = await self._run(ref, compared, secrets, account.progress(progress))
+            account.change = done.change
+            account.done(done.uuid, seqid_before=done.seqid_before, seqid_after=done.seqid_after)
         return Restored(done.uuid, done.seqid_before, done.seqid_after)
 
     async def _run(

@@ -11,7 +11,7 @@ from luksrotd.errors import Busy, Cancelled, Internal, LuksrotdError, Outcome
 from luksrotd.ports import Caller
 from luksrotd.rotation.protocol import Phase
 from luksrotd.service.handover import Handover
-from luksrotd.service.progress import Stage, fraction
+from luksrotd.service.progress import TIMED, Stage, fraction
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,8 @@ ENDED: Final = frozenset(state for state, following in TRANSITIONS.items() if no
 
 #: Phases that the header does not show yet: the job can still be given up.
 _INVISIBLE: Final = frozenset({Phase.NEW_AREA})
+#: Those that never change what the header shows, in however many commits: they can be given up between two of them.
+_HARMLESS: Final = frozenset({Kind.SCRUB})
 
 
 class Job:
@@ -93,6 +95,8 @@ class Job:
         self._state = State.QUEUED
         self._step: Stage | Phase = Stage.QUEUED
         self._furthest = 0.0
+        self._entries = 0
+        self._volumes_begun = 0
         self._cancelling = False
         self._listeners: list[Callable[[], None]] = []
         self._ended = asyncio.Event()
@@ -113,6 +117,16 @@ class Job:
     def progress(self) -> float:
         """From 0 to 1, never falling, though a transaction that was overtaken goes through its stages again."""
         return self._furthest
+
+    @property
+    def estimated(self) -> bool:
+        """Whether ``progress`` is an estimate by time now."""
+        return self._step in TIMED and not self.ended
+
+    @property
+    def entries(self) -> int:
+        """How many stages and phases it has entered."""
+        return self._entries
 
     @property
     def cancellable(self) -> bool:
@@ -153,11 +167,23 @@ class Job:
         """It enters a stage or phase (a ``Progress``)."""
         if self.ended:
             raise Internal("cannot go on: the job has ended")
-        if isinstance(step, Phase) and step not in _INVISIBLE and self._state is State.RUNNING:
+        is_visible = isinstance(step, Phase) and step not in _INVISIBLE and self.kind not in _HARMLESS
+        if is_visible and self._state is State.RUNNING:
             self._move(State.COMMITTING)
         self._step = step
-        self._furthest = max(self._furthest, fraction(step))
+        self._entries += 1
+        if step is Stage.LOCKING:  # each volume of a set goes through all stages
+            self._volumes_begun = min(self._volumes_begun + 1, len(self.volumes))
+        self._advance(fraction(step))
         self._notify()
+
+    def estimate(self, part: float) -> None:
+        """About ``part`` (0 to 1) of the stage that it is in is done."""
+        if not self.ended:
+            before = self._furthest
+            self._advance(fraction(self._step, part))
+            if self._furthest != before:
+                self._notify()
 
     def cancelling(self) -> None:
         """Somebody cancels it; raises ``Busy`` past the point of no return, where it will finish."""
@@ -175,10 +201,17 @@ class Job:
         self._end()
 
     def fail(self, error: LuksrotdError) -> None:
-        """It fails, or was cancelled (``Cancelled``)."""
-        self._move(State.CANCELLED if isinstance(error, Cancelled) else State.FAILED)
+        """It fails, or was cancelled (``Cancelled``) before its point of no return."""
+        cancelled = isinstance(error, Cancelled) and self._state in CANCELLABLE
+        self._move(State.CANCELLED if cancelled else State.FAILED)
         self.error = error
         self._end()
+
+    def _advance(self, fraction_of_volume: float) -> None:
+        volumes_done = max(self._volumes_begun - 1, 0)
+        if self._step is not Stage.DONE:
+            fraction_of_volume = (volumes_done + fraction_of_volume) / max(len(self.volumes), 1)
+        self._furthest = max(self._furthest, fraction_of_volume)
 
     def _move(self, state: State) -> None:
         if state not in TRANSITIONS[self._state]:

@@ -1,33 +1,31 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the daemon does on request and by itself: the use cases as jobs on the volumes of the registry."""
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
-from luksrotd.errors import Busy, Outcome
-from luksrotd.names import DEFAULT_KEY_NAME
+from luksrotd.config import Config
+from luksrotd.errors import Busy, LuksrotdError, Outcome
 from luksrotd.ports import Caller
 from luksrotd.rotation.edits import UNLOCK, Pbkdf
-from luksrotd.rotation.reconcile import Action
+from luksrotd.rotation.reconcile import Action, Code
+from luksrotd.service import planning, verbs
 from luksrotd.service.handover import Secrets
 from luksrotd.service.jobs import Job, Kind
+from luksrotd.service.memory import WORKER_KIB
+from luksrotd.service.planning import Planned
 from luksrotd.service.reconciling import Reconciled
 from luksrotd.service.registry import Registry, Volume
 from luksrotd.service.runner import Request, Runner
+from luksrotd.service.verbs import Call, Wanted
 from luksrotd.service.volume import Volumes
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class KeyOptions:
-    """How the new key shall be; ``data`` of None keeps the associated data, or is none."""
-
-    name: str = DEFAULT_KEY_NAME
-    data: Mapping[str, Any] | None = None
-    pbkdf: Pbkdf = field(default_factory=Pbkdf)
+RECONCILED_AT_ONCE: Final = 4
+"""Volumes that one request looks at at a time."""
 
 
 class Operations:
@@ -37,47 +35,44 @@ class Operations:
         self._volumes = volumes
         self._registry = registry
         self._runner = runner
+        #: What holds where a caller does not say.
+        self.config = Config()
+        registry.heed(runner)
         registry.observe(self)
         runner.observe(self)
 
-    def enroll(self, uuid: str, owner: Caller, options: KeyOptions, secrets: Secrets) -> Job:
-        """Start an enrolment; ``secrets`` belong to it from now on.
+    def configure(self, config: Config) -> None:
+        """From now on this holds where a caller does not say; what is under way goes on as it was begun."""
+        self.config = config
 
-        Raises ``UnknownDevice``, ``NeedsPerson`` and ``Busy``; all else is the job's error.
+    def start(self, kind: Kind, uuid: str, owner: Caller, wanted: Wanted, secrets: Secrets) -> Job:
+        """Start a verb (``service.verbs``); ``secrets`` belong to it from now on.
+
+        Raises ``UnknownDevice``, ``NeedsPerson``, ``Busy`` and ``TooMany``; all else is the job's error.
         """
 
         async def work(job: Job) -> object:
-            result = await self._volumes.enroll(
-                self._registry.writable(uuid).ref,
-                secrets.sources,
-                data=options.data or {},
-                pbkdf=options.pbkdf,
-                name=options.name,
-                progress=job.entered,
-                deliver=secrets.deliver,
-            )
+            call = Call(self._registry.writable(uuid).ref, wanted, secrets, job.entered)
+            result = await verbs.carry_out(kind, self._volumes, call)
             await self._registry.settle(uuid)  # who learns that it is done shall find it so
             return result
 
-        return self._change(Kind.ENROLL, uuid, owner, options.name, secrets, work)
+        try:
+            volume = self._registry.writable(uuid)
+        except BaseException:
+            secrets.close()
+            raise
+        memory = verbs.memory_kib(volume.view, wanted.pbkdf, secrets)
+        return self._runner.submit(Request(kind, (uuid,), work, wanted.name, owner, secrets, memory))
 
-    def rotate(self, uuid: str, owner: Caller, options: KeyOptions, secrets: Secrets) -> Job:
-        """Start a rotation; as ``enroll``."""
-
-        async def work(job: Job) -> object:
-            result = await self._volumes.rotate(
-                self._registry.writable(uuid).ref,
-                secrets.sources,
-                data=options.data,
-                pbkdf=options.pbkdf,
-                name=options.name,
-                progress=job.entered,
-                deliver=secrets.deliver,
-            )
-            await self._registry.settle(uuid)
-            return result
-
-        return self._change(Kind.ROTATE, uuid, owner, options.name, secrets, work)
+    async def plan(self, uuid: str, verb: Kind, wanted: Wanted, *, retire_expired: bool = False) -> Planned:
+        """What the verb would do now (``service.planning``); raises what it would raise before it needs a secret."""
+        ref = self._registry.writable(uuid).ref
+        if verb is Kind.RECONCILE:
+            found = await self._volumes.reconcile(ref, dry_run=True, retire_expired=retire_expired)
+            return planning.of_repairs(found)
+        seen, change = await self._volumes.plan(ref, lambda view, now: planning.decide(verb, wanted, view, now))
+        return planning.of_change(seen, change, wanted)
 
     async def verify(self, uuid: str, owner: Caller, name: str, secrets: Secrets) -> bool:
         """Whether the secret is the managed key ``name``; waits its turn, because it costs as much as a change."""
@@ -85,23 +80,51 @@ class Operations:
         async def work(_: Job) -> object:
             return await self._volumes.verify(self._registry.get(uuid).ref, secrets.sources[UNLOCK], name=name)
 
-        job = self._runner.submit(Request(Kind.VERIFY, (uuid,), work, name, owner, secrets))
+        try:
+            view = self._registry.get(uuid).view
+        except BaseException:
+            secrets.close()
+            raise
+        memory = verbs.memory_kib(view, Pbkdf(), secrets)
+        job = self._runner.submit(Request(Kind.VERIFY, (uuid,), work, name, owner, secrets, memory))
         return bool(await job.wait())
 
     async def data(self, uuid: str, name: str) -> Mapping[str, Any]:
         """The associated data of the managed key ``name``, as it is now."""
         return await self._volumes.data(self._registry.get(uuid).ref, name=name)
 
-    async def reconcile(self, uuid: str, owner: Caller | None = None, *, dry_run: bool = False) -> Reconciled:
-        """Finish what a crash interrupted, or (``dry_run``) say what would be done; only a repair waits its turn."""
-        seen = await self._volumes.reconcile(self._registry.get(uuid).ref, dry_run=True)
+    async def reconcile(
+        self, uuid: str, owner: Caller | None = None, *, dry_run: bool = False, retire_expired: bool = False
+    ) -> Reconciled:
+        """Finish what a crash interrupted, or (``dry_run``) say what would be done; only a repair waits its turn.
+
+        ``retire_expired``: abort staged keys that have expired, too.
+        """
+        ref = self._registry.get(uuid).ref
+        seen = await self._volumes.reconcile(ref, dry_run=True, retire_expired=retire_expired)
         if dry_run:
             return seen
         if not any(finding.action is Action.REPAIR for finding in seen.found):
             return await self._volumes.reconcile(self._registry.get(uuid).ref)  # for its inventory
-        result = await self._reconcile(uuid, owner).wait()
+        result = await self._reconcile(uuid, owner, retire_expired=retire_expired).wait()
         assert isinstance(result, Reconciled)  # noqa: S101 -- for mypy: it is what _reconcile returns
         return result
+
+    async def reconcile_all(
+        self, owner: Caller | None = None, *, dry_run: bool = False, retire_expired: bool = False
+    ) -> Mapping[str, Reconciled | LuksrotdError]:
+        """``reconcile`` of all volumes; an error of one does not keep the others from their turn.  By UUID, sorted."""
+        places = asyncio.Semaphore(RECONCILED_AT_ONCE)
+
+        async def one(uuid: str) -> Reconciled | LuksrotdError:
+            async with places:
+                try:
+                    return await self.reconcile(uuid, owner, dry_run=dry_run, retire_expired=retire_expired)
+                except LuksrotdError as error:
+                    return error
+
+        uuids = sorted(self._registry.volumes)
+        return dict(zip(uuids, await asyncio.gather(*map(one, uuids)), strict=True))
 
     # -- what happens ---------------------------------------------------------------------------------------------
 
@@ -109,11 +132,12 @@ class Operations:
         """Nothing: ``volume_changed`` follows."""
 
     def volume_changed(self, volume: Volume, *, fresh: bool) -> None:
-        """Finish what a crash, or a failed job, left."""
-        if not fresh or not volume.repairable:
+        """Finish what a crash, or a failed job, left, and abort staged keys that have expired, if that is wanted."""
+        retire_expired = self.config.staged.retire_expired and _has_expired(volume)
+        if not fresh or not (volume.repairable or retire_expired):
             return
         try:
-            self._reconcile(volume.uuid, None)
+            self._reconcile(volume.uuid, None, retire_expired=retire_expired)
         except Busy as error:
             log.warning("%s is not reconciled now: %s", volume.uuid, error)
 
@@ -133,28 +157,18 @@ class Operations:
     def job_forgotten(self, job: Job) -> None:
         """Nothing is left of it."""
 
-    def _change(
-        self,
-        kind: Kind,
-        uuid: str,
-        owner: Caller,
-        name: str,
-        secrets: Secrets,
-        work: Callable[[Job], Awaitable[object]],
-    ) -> Job:
-        try:
-            self._registry.writable(uuid)
-        except BaseException:
-            secrets.close()
-            raise
-        return self._runner.submit(Request(kind, (uuid,), work, name, owner, secrets))
-
-    def _reconcile(self, uuid: str, owner: Caller | None) -> Job:
+    def _reconcile(self, uuid: str, owner: Caller | None, *, retire_expired: bool) -> Job:
         self._registry.writable(uuid)
 
         async def work(_: Job) -> object:
-            result = await self._volumes.reconcile(self._registry.writable(uuid).ref)
+            ref = self._registry.writable(uuid).ref
+            result = await self._volumes.reconcile(ref, retire_expired=retire_expired)
             await self._registry.settle(uuid)
             return result
 
-        return self._runner.submit(Request(Kind.RECONCILE, (uuid,), work, owner=owner))
+        return self._runner.submit(Request(Kind.RECONCILE, (uuid,), work, owner=owner, memory_kib=WORKER_KIB))
+
+
+def _has_expired(volume: Volume) -> bool:
+    """Whether a staged key waits that has expired, on a volume that may be written."""
+    return not volume.ambiguous and any(problem.code == Code.STAGED_EXPIRED for problem in volume.problems)

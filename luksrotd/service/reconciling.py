@@ -3,12 +3,14 @@
 
 from dataclasses import dataclass
 
-from luksrotd.ports import DeviceRef, Host
+from luksrotd.ports import DeviceRef, HeaderDevice, Host
 from luksrotd.rotation import reconcile
 from luksrotd.rotation.leftovers import Rules
 from luksrotd.rotation.preview import Difference
 from luksrotd.rotation.reconcile import Action, Finding
 from luksrotd.rotation.view import DeviceView
+from luksrotd.service import audit
+from luksrotd.service.audit import Audit
 from luksrotd.service.suspects import Suspects
 from luksrotd.service.transaction import Mended, Transactor
 
@@ -51,6 +53,7 @@ class Reconciler:
     def __init__(self, host: Host, transactor: Transactor) -> None:
         self._host = host
         self._transactor = transactor
+        self._audit = Audit(host)
         self._suspects = Suspects(host, transactor)
 
     async def examine(self, ref: DeviceRef) -> Examined:
@@ -73,14 +76,18 @@ class Reconciler:
             found = reconcile.diagnose(seen, foreign, rules)
             done = Mended(seen, reconcile.differences(seen, rules) if dry_run else ())
             if not dry_run and any(finding.action is Action.REPAIR for finding in found):
-                async with self._host.locks.job(device):
-                    done = await self._transactor.mend(ref, device, rules)
+                done = await self._mend(ref, device, seen, rules)
         left = reconcile.diagnose(done.view, foreign, rules)
         notes = await self._suspects.reconciled(done.view, clean=not (dry_run or left))
         result = Reconciled(seen.uuid, (*found, *notes), (*left, *notes), done.view.seqid, done.differences)
-        if result.repaired:
-            codes = ",".join(finding.code for finding in result.repaired)
-            self._host.journal.record("volume reconciled", uuid=seen.uuid, repaired=codes, seqid=result.seqid)
-        for note in notes:
-            self._host.journal.record(note.message, uuid=seen.uuid, code=note.code)
+        if result.repaired and not dry_run:
+            self._audit.reconciled(ref, seen, done.view, result.repaired)
+        if not dry_run:
+            self._audit.found(ref, done.view, result.left)
         return result
+
+    async def _mend(self, ref: DeviceRef, device: HeaderDevice, seen: DeviceView, rules: Rules) -> Mended:
+        with self._audit.attempt(audit.RECONCILE, ref) as account:
+            account.view = seen
+            async with self._host.locks.job(device):
+                return await self._transactor.mend(ref, device, rules)

@@ -6,17 +6,24 @@ import logging
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Protocol
 
+from luksrotd.config import DeviceRules
 from luksrotd.errors import BusyError, LuksrotdError, NeedsPerson, UnknownDevice
-from luksrotd.ports import DeviceEvent, DeviceRef, Traits, Watcher, WatchEvent
+from luksrotd.ports import DeviceEvent, Watcher
+from luksrotd.rotation.ledger import ForeignChange
 from luksrotd.rotation.reconcile import Action
-from luksrotd.rotation.view import DeviceView
+from luksrotd.service.jobs import Job
+from luksrotd.service.presence import Presence
+from luksrotd.service.runner import Runner
+from luksrotd.service.shown import Problem, Volume
 from luksrotd.service.volume import Volumes
 
 if TYPE_CHECKING:
     from luksrotd.service.reconciling import Examined
+
+__all__ = ["Observer", "Problem", "Registry", "Volume"]
 
 log = logging.getLogger(__name__)
 
@@ -26,75 +33,6 @@ RETRY_SECONDS: Final = 30.0
 """After which a volume is examined again that another tool had locked."""
 SETTLE_SECONDS: Final = 5.0
 """How long ``settle`` waits; a healthy device takes milliseconds."""
-UUID: Final = re.compile(r"[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}")
-"""What cryptsetup accepts; a header could hold anything."""
-
-
-class Problem(NamedTuple):
-    """What is not as it should be: a stable code, ``repair`` or ``person``, and a message."""
-
-    code: str
-    action: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a volume shows itself: a device node or image file, the detached header if it has one, and what it is."""
-
-    node: str
-    header: str | None = None
-    traits: Traits = field(default_factory=Traits)
-
-
-@dataclass(frozen=True, slots=True)
-class Volume:
-    """A volume in at least one place; ``view`` is None while it cannot be read, and ``problems`` say why."""
-
-    uuid: str
-    places: tuple[Place, ...]
-    view: DeviceView | None = None
-    problems: tuple[Problem, ...] = ()
-
-    @property
-    def ref(self) -> DeviceRef:
-        """The device that is used, with the UUID that it must show."""
-        return DeviceRef(self.places[0].node, self.places[0].header, self.uuid)
-
-    @property
-    def nodes(self) -> tuple[str, ...]:
-        """All device nodes and image files that show the UUID."""
-        return tuple(place.node for place in self.places)
-
-    @property
-    def where(self) -> tuple[tuple[str, str | None], ...]:
-        """All places by node and header: what is written to."""
-        return tuple((place.node, place.header) for place in self.places)
-
-    @property
-    def links(self) -> tuple[str, ...]:
-        """Other names of the nodes."""
-        return tuple(sorted({link for place in self.places for link in place.traits.links}))
-
-    @property
-    def header(self) -> str:
-        """Where the detached header is; '' if it is not detached."""
-        return self.places[0].header or ""
-
-    @property
-    def system(self) -> bool:
-        """Whether it belongs to the machine, and not to who has plugged it in."""
-        return not all(place.traits.removable for place in self.places)
-
-    @property
-    def ambiguous(self) -> bool:
-        """Whether several devices show the UUID: copies, or one below the other.  Nobody knows which one to write."""
-        return len(self.places) > 1
-
-    @property
-    def repairable(self) -> bool:
-        """Whether reconcile would mend something."""
-        return not self.ambiguous and any(problem.action == Action.REPAIR for problem in self.problems)
 
 
 class Observer(Protocol):
@@ -111,21 +49,24 @@ class Observer(Protocol):
 
 
 class Registry:
-    """Follows a watcher with ``run``."""
+    """Follows its watchers with ``run``."""
 
     def __init__(
-        self, volumes: Volumes, watcher: Watcher, *, parallel: int = PARALLEL, retry_seconds: float = RETRY_SECONDS
+        self, volumes: Volumes, *watchers: Watcher, parallel: int = PARALLEL, retry_seconds: float = RETRY_SECONDS
     ) -> None:
         self._use = volumes
-        self._watcher = watcher
+        self._watchers = watchers
         self._retry_seconds = retry_seconds
-        self._places = asyncio.Semaphore(parallel)
+        self._turns = asyncio.Semaphore(parallel)
         self._observers: list[Observer] = []
+        self._runner: Runner | None = None
+        self._presence = Presence(self._busy)
         self._volumes: dict[str, Volume] = {}
         self._announced: set[str] = set()
         self._dirty: dict[str, bool] = {}
         self._active: dict[str, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
+        self._scanning = set(watchers)
         self._scanned = asyncio.Event()
 
     @property
@@ -136,6 +77,19 @@ class Registry:
     def observe(self, observer: Observer) -> None:
         """Have ``observer`` told of every volume from now on."""
         self._observers.append(observer)
+
+    def heed(self, runner: Runner) -> None:
+        """Let a volume that is no longer managed stay as long as the runner has a job for it."""
+        self._runner = runner
+        runner.observe(self)
+
+    def configure(self, rules: DeviceRules) -> None:
+        """Manage what the rules admit, from now on: other volumes disappear as if unplugged, and some may come.
+
+        One that is busy disappears when its last job has ended.
+        """
+        for uuid in self._presence.configure(rules):
+            self._update(uuid)
 
     def get(self, uuid: str) -> Volume:
         """The volume; raises ``UnknownDevice``."""
@@ -154,7 +108,7 @@ class Registry:
         """The volume, if it may be written; raises ``UnknownDevice`` and ``NeedsPerson``."""
         volume = self.get(uuid)
         if volume.ambiguous:
-            raise NeedsPerson(f"cannot write: {_ambiguity(volume)}")
+            raise NeedsPerson(f"cannot write: {volume.ambiguity}")
         return volume
 
     def refresh(self, uuid: str, *, fresh: bool = False) -> None:
@@ -178,53 +132,67 @@ class Registry:
             await asyncio.wait(list(self._active.values()))
 
     async def run(self) -> None:
-        """Follow the watcher until it is closed; raises what it raises."""
-        events = self._watcher.events()
+        """Follow the watchers until all are closed; raises what they raise."""
         async with asyncio.TaskGroup() as group:
             self._group = group
             try:
-                while True:
-                    coming = group.create_task(_next(events))
-                    if not self._scanned.is_set():
-                        # What is there at the start comes without waiting; the first wait is the end of it.
-                        done, _ = await asyncio.wait({coming}, timeout=0)
-                        if not done:
-                            self._scanned.set()
-                    event = await coming
-                    if event is None:
-                        break
-                    self._take(event)
+                await asyncio.wait([group.create_task(self._follow(group, watcher)) for watcher in self._watchers])
             finally:
                 self._scanned.set()
                 self._group = None  # jobs may outlive this, and examine nothing any more
 
-    # -- what happens ---------------------------------------------------------------------------------------------
+    # -- what happens to jobs -------------------------------------------------------------------------------------
 
-    def _take(self, event: DeviceEvent) -> None:
-        before = next((volume for volume in self._volumes.values() if event.node in volume.nodes), None)
-        if before is not None and (event.kind is WatchEvent.REMOVED or before.uuid != event.uuid):
-            self._detach(before, event.node)
-        if event.kind is WatchEvent.REMOVED:
-            return
-        if not UUID.fullmatch(event.uuid):
-            log.warning("%s is left alone: its LUKS UUID is malformed", event.node)
-            return
-        volume = self._volumes.get(event.uuid) or Volume(event.uuid, ())
-        place = Place(event.node, event.header, event.traits)
-        came = event.node not in volume.nodes
-        if came:
-            places = (*volume.places, place)
-        else:
-            places = tuple(place if other.node == event.node else other for other in volume.places)
-        self._volumes[event.uuid] = replace(volume, places=places)
-        self.refresh(event.uuid, fresh=came)
+    def job_added(self, job: Job) -> None:
+        """Nothing: it keeps its volumes."""
 
-    def _detach(self, volume: Volume, node: str) -> None:
-        rest = tuple(place for place in volume.places if place.node != node)
-        self._volumes[volume.uuid] = replace(volume, places=rest)
-        if rest:
-            self.refresh(volume.uuid, fresh=True)
+    def job_ended(self, job: Job) -> None:
+        """It was all that kept some volumes, maybe."""
+        for uuid in job.volumes:
+            self._presence.release(uuid)
+            self._update(uuid)
+
+    def job_forgotten(self, job: Job) -> None:
+        """Nothing is left of it."""
+
+    # -- what happens to volumes ----------------------------------------------------------------------------------
+
+    async def _follow(self, group: asyncio.TaskGroup, watcher: Watcher) -> None:
+        events = watcher.events()
+        while True:
+            coming = group.create_task(_next(events))
+            if watcher in self._scanning:
+                # What is there at the start comes without waiting; the first wait is the end of it.
+                done, _ = await asyncio.wait({coming}, timeout=0)
+                if not done:
+                    self._has_scanned(watcher)
+            event = await coming
+            if event is None:
+                self._has_scanned(watcher)
+                return
+            for uuid in self._presence.take(event):
+                self._update(uuid, changed=True)
+
+    def _has_scanned(self, watcher: Watcher) -> None:
+        self._scanning.discard(watcher)
+        if not self._scanning:
+            self._scanned.set()
+
+    def _update(self, uuid: str, *, changed: bool = False) -> None:
+        """Take over where the volume is now; look at it if that is news, or if it may have ``changed``."""
+        places = self._presence.places(uuid)
+        before = self._volumes.get(uuid)
+        if not places:
+            if before is not None:
+                self._remove(before)
             return
+        volume = before or Volume(uuid, ())
+        moved = [place.key for place in places] != [place.key for place in volume.places]
+        self._volumes[uuid] = replace(volume, places=places)
+        if moved or changed:
+            self.refresh(uuid, fresh=moved)
+
+    def _remove(self, volume: Volume) -> None:
         del self._volumes[volume.uuid]
         self._dirty.pop(volume.uuid, None)
         if volume.uuid in self._announced:
@@ -232,26 +200,32 @@ class Registry:
             for observer in self._observers:
                 observer.volume_removed(volume)
 
+    def _busy(self, uuid: str) -> bool:
+        return self._runner is not None and self._runner.busy(uuid)
+
     async def _refresh(self, uuid: str) -> None:
         try:
             while (fresh := self._dirty.pop(uuid, None)) is not None:
                 volume = self._volumes[uuid]
-                async with self._places:
+                async with self._turns:
+                    mark = self._use.ledger.mark()
                     examined = await self._examine(volume)
                 now = self._volumes.get(uuid)
-                if now is None or now.where != volume.where:
+                if now is None or [place.key for place in now.places] != [place.key for place in volume.places]:
                     # It changed under our eyes.  If it is still there, its own event has made it dirty again.
                     if uuid in self._dirty:
                         self._dirty[uuid] |= fresh
                     continue
-                self._set(replace(examined, places=now.places), fresh=fresh)
+                # After Busy the view is the one of before, and nothing has been read.
+                foreign = self._foreign(examined, mark) if examined.view is not volume.view else None
+                self._set(replace(examined, places=now.places, foreign=foreign), fresh=fresh)
         finally:
             del self._active[uuid]
 
     async def _examine(self, volume: Volume) -> Volume:
         problems: list[Problem] = []
         if volume.ambiguous:
-            problems.append(Problem("uuid-ambiguous", Action.PERSON, _ambiguity(volume)))
+            problems.append(Problem("uuid-ambiguous", Action.PERSON, volume.ambiguity))
         try:
             seen: Examined = await self._use.examine(volume.ref)
         except LuksrotdError as error:
@@ -267,6 +241,16 @@ class Registry:
         problems += [Problem(finding.code, finding.action, finding.message) for finding in seen.findings]
         return replace(volume, view=seen.view, problems=tuple(problems))
 
+    def _foreign(self, volume: Volume, mark: int) -> ForeignChange | None:
+        seen = volume.view
+        if seen is None:
+            return None
+        change = self._use.ledger.saw(volume.uuid, seen.seqid, seen.digest, mark)
+        if change is not None:
+            what = f"sequence number {change.before} before, {change.after} now"
+            log.warning("somebody else has changed the header of %s: %s", volume.uuid, what)
+        return change
+
     def _set(self, volume: Volume, *, fresh: bool) -> None:
         self._volumes[volume.uuid] = volume
         if volume.uuid not in self._announced:
@@ -281,10 +265,6 @@ async def _next(events: AsyncIterator[DeviceEvent]) -> DeviceEvent | None:
     with suppress(StopAsyncIteration):
         return await events.__anext__()
     return None
-
-
-def _ambiguity(volume: Volume) -> str:
-    return f"{' and '.join(volume.nodes)} show one UUID, {volume.uuid}"
 
 
 def _problem(error: LuksrotdError) -> Problem:

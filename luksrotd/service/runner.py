@@ -4,21 +4,26 @@
 import asyncio
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
+from luksrotd.config import Limits
 from luksrotd.errors import Busy, Cancelled, Internal, LuksrotdError, Outcome
 from luksrotd.ports import Caller
 from luksrotd.service import schedule
+from luksrotd.service.actor import acting
+from luksrotd.service.estimate import Estimator, Timers
 from luksrotd.service.handover import Secrets
-from luksrotd.service.jobs import Job, Kind, State
-from luksrotd.service.schedule import Entry, Limits, Refuse, Start
+from luksrotd.service.jobs import UNSEEN, Job, Kind, State
+from luksrotd.service.schedule import Entry
 
 log = logging.getLogger(__name__)
 
 KEEP_SECONDS: Final = 300.0
 KEEP_JOBS: Final = 64
+STOPPING: Final = "the daemon is stopping"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +59,26 @@ class Observer(Protocol):
 
 
 class Runner:
-    """Runs jobs.  An ended job is kept for ``keep_seconds``, and no more than ``keep_jobs`` of them."""
+    """Runs jobs, within ``limits``, of which ``memory_kib`` is what holds where they say nothing about memory.
+
+    An ended job that somebody may ask about is kept for ``keep_seconds``, and no more than ``keep_jobs`` of them: of
+    too many, one of the user with the most of them goes.  ``timers`` move the progress; None for the event loop.
+    """
 
     def __init__(
-        self, limits: Limits | None = None, *, keep_seconds: float = KEEP_SECONDS, keep_jobs: int = KEEP_JOBS
+        self,
+        limits: Limits | None = None,
+        *,
+        memory_kib: int | None = None,
+        keep_seconds: float = KEEP_SECONDS,
+        keep_jobs: int = KEEP_JOBS,
+        timers: Timers | None = None,
     ) -> None:
-        self._limits = limits or Limits()
+        self._memory_kib = memory_kib
+        self._limits = self._completed(limits or Limits())
         self._keep_seconds = keep_seconds
         self._keep_jobs = keep_jobs
+        self._estimator = Estimator(timers)
         self._numbers = itertools.count(1)
         self._observers: list[Observer] = []
         self._queued: dict[int, _Work] = {}
@@ -85,15 +102,21 @@ class Runner:
         """Whether a job of the volume runs or waits."""
         return any(volume in work.job.volumes for work in (*self._running.values(), *self._queued.values()))
 
+    def configure(self, limits: Limits) -> None:
+        """Go by other limits from now on; what runs or waits already stays."""
+        self._limits = self._completed(limits)
+        self._start_what_may()
+
     def submit(self, request: Request) -> Job:
-        """Start or queue a job; from now on its secrets belong to it.  Raises ``Busy``, then they are closed."""
+        """Start or queue a job; from now on its secrets belong to it.
+
+        Raises ``Busy`` and ``TooMany``, then they are closed.
+        """
         number = next(self._numbers)
-        new = _entry(number, request)
-        decision = schedule.admit(_entries(self._running), _entries(self._queued), new, self._limits)
-        if self._stopping or isinstance(decision, Refuse):
+        refused = self._refusal(_entry(number, request))
+        if refused is not None:
             request.secrets.close()
-            reason = decision.reason if isinstance(decision, Refuse) else "the daemon is stopping"
-            raise Busy(f"cannot start a job: {reason}")
+            raise refused
         job = Job(
             number,
             request.kind,
@@ -105,11 +128,11 @@ class Runner:
         work = _Work(job, request)
         self._queued[job.number] = work
         self._idle.clear()
+        self._estimator.follow(job, request.memory_kib)
         self._tell("job_added", job)
         if request.secrets.abandoned:
             work.watch = asyncio.create_task(self._watch(work, request.secrets.abandoned))
-        if isinstance(decision, Start):
-            self._start(work)
+        self._start_what_may()
         return job
 
     def cancel(self, job: Job, reason: str = "it was cancelled") -> None:
@@ -125,12 +148,32 @@ class Runner:
             self._end(self._queued[job.number], Cancelled(f"cannot go on: {reason}"))
 
     async def drain(self) -> None:
-        """Cancel what can be cancelled, finish what cannot, take nothing new, and return when nothing is left."""
+        """Cancel what can be cancelled, finish what cannot, take nothing new, and return when nothing is left.
+
+        A job on several volumes finishes the one that it commits to.
+        """
         self._stopping = True
         for work in (*self._queued.values(), *self._running.values()):
             if work.job.state is not State.COMMITTING:
-                self.cancel(work.job, "the daemon is stopping")
+                self.cancel(work.job, STOPPING)
+            elif len(work.job.volumes) > 1 and work.task is not None:
+                work.reason = STOPPING
+                work.task.cancel()
         await self._idle.wait()
+
+    def _completed(self, limits: Limits) -> Limits:
+        return limits if limits.memory_kib is not None else replace(limits, memory_kib=self._memory_kib)
+
+    def _refusal(self, new: Entry) -> LuksrotdError | None:
+        if self._stopping:
+            return Busy(f"cannot start a job: {STOPPING}")
+        return schedule.refusal(_entries(self._running), _entries(self._queued), new, self._limits)
+
+    def _start_what_may(self) -> None:
+        if self._stopping:
+            return
+        for entry in schedule.startable(_entries(self._running), _entries(self._queued), self._limits):
+            self._start(self._queued[entry.number])
 
     def _start(self, work: "_Work") -> None:
         self._running[work.job.number] = self._queued.pop(work.job.number)
@@ -141,8 +184,9 @@ class Runner:
     def _done(self, work: "_Work", task: asyncio.Future[object]) -> None:
         """Every end of a task comes by here, also that of one that was cancelled before it had begun."""
         committing = work.job.state is State.COMMITTING
-        if task.cancelled() and not committing:
-            self._end(work, Cancelled(f"cannot go on: {work.reason}"))
+        if task.cancelled() and (not committing or self._stopping):
+            outcome = Outcome.UNKNOWN if committing else Outcome.UNCHANGED
+            self._end(work, Cancelled(f"cannot go on: {work.reason}", outcome=outcome))
             return
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is None or isinstance(error, LuksrotdError):
@@ -167,13 +211,20 @@ class Runner:
             job.fail(error)
         else:
             job.finish(work.task.result() if work.task else None)
-        for entry in schedule.startable(_entries(self._running), _entries(self._queued), self._limits):
-            self._start(self._queued[entry.number])
+        self._start_what_may()
         self._tell("job_ended", job)
+        if job.kind in UNSEEN:
+            self._forget(job.number)
         while len(self._ended) > self._keep_jobs:
-            self._forget(next(iter(self._ended)))
+            self._forget(self._superfluous())
         if not self._running and not self._queued:
             self._idle.set()
+
+    def _superfluous(self) -> int:
+        """The oldest of the owner with the most of those that ended: nobody can push out another's."""
+        kept = Counter(_uid(job.owner) for job, _ in self._ended.values())
+        most = max(kept.values())
+        return next(number for number, (job, _) in self._ended.items() if kept[_uid(job.owner)] == most)
 
     def _forget(self, number: int) -> None:
         job, timer = self._ended.pop(number)
@@ -203,7 +254,8 @@ class _Work:
 
 
 async def _run(work: _Work) -> object:
-    return await work.request.work(work.job)
+    with acting(work.job.owner, work.job.number):
+        return await work.request.work(work.job)
 
 
 def _entries(works: Mapping[int, _Work]) -> list[Entry]:
@@ -211,5 +263,8 @@ def _entries(works: Mapping[int, _Work]) -> list[Entry]:
 
 
 def _entry(number: int, request: Request) -> Entry:
-    owner = None if request.owner is None else request.owner.uid
-    return Entry(number, frozenset(request.volumes), owner, request.memory_kib)
+    return Entry(number, frozenset(request.volumes), _uid(request.owner), request.memory_kib)
+
+
+def _uid(owner: Caller | None) -> int | None:
+    return None if owner is None else owner.uid

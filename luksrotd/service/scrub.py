@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 
 from luksrotd.ports import DeviceRef
-from luksrotd.rotation import scrub
+from luksrotd.rotation import policy, scrub
 from luksrotd.rotation.change import Change
 from luksrotd.rotation.protocol import Phase
 from luksrotd.rotation.view import DeviceView
@@ -21,11 +21,19 @@ class Scrubbed:
     uuid: str
 
 
-async def run(transactor: Transactor, ref: DeviceRef, progress: Progress, *, piece: int = scrub.PIECE_MAX) -> Scrubbed:
+async def run(
+    transactor: Transactor,
+    ref: DeviceRef,
+    progress: Progress,
+    *,
+    only_at: int | None = None,
+    piece: int = scrub.PIECE_MAX,
+) -> Scrubbed:
     """Overwrite what neither header copy references, ``piece`` bytes in each transaction.
 
-    What is free is found out anew for each.  A cancel takes effect between two of them.  Raises what a transaction
-    raises; the header is never changed, and what was overwritten before stays so.
+    What is free is found out anew for each, and whether the header is at sequence number ``only_at``.  A cancel takes
+    effect between two of them.  Raises what a transaction raises; the header is never changed, and what was overwritten
+    before stays so.
     """
     seen = await transactor.look(ref)
     ref = DeviceRef(ref.path, ref.header, seen.uuid)
@@ -36,6 +44,7 @@ async def run(transactor: Transactor, ref: DeviceRef, progress: Progress, *, pie
             progress(entered)
 
     def decide(now: DeviceView) -> Change:
+        policy.check_sequence(now, only_at)
         return scrub.scrub(now, start, piece)
 
     while True:

@@ -14,6 +14,8 @@ from luksrotd.rotation.draft import Draft
 from luksrotd.rotation.inventory import Entry, Inventory
 from luksrotd.rotation.reconcile import Action, Code, Finding
 from luksrotd.rotation.view import DeviceView
+from luksrotd.service import audit
+from luksrotd.service.audit import Audit
 from luksrotd.service.progress import Progress, ignore
 from luksrotd.service.threads import in_thread
 from luksrotd.service.transaction import Committed, Transactor
@@ -33,6 +35,7 @@ class Suspects:
 
     def __init__(self, host: Host, transactor: Transactor | None = None) -> None:
         self._host = host
+        self._audit = Audit(host)
         self._transactor = transactor or Transactor(host)
 
     async def list(self, ref: DeviceRef) -> tuple[Suspect, ...]:
@@ -44,12 +47,13 @@ class Suspects:
 
     async def accept(self, ref: DeviceRef, keyslot: int) -> None:
         """Let the keyslot be known from now on; raises ``InvalidRequest`` and ``StateError``."""
-        seen = await self._transactor.look(ref)
-        _check_ordinary(seen, keyslot, "accept")
-        before = await in_thread(lambda: self._host.inventories.load(seen.uuid))
-        now = inventory.accepted(inventory.take(seen, self._host.clock.now(), before), keyslot)
-        await in_thread(lambda: self._host.inventories.save(seen.uuid, now))
-        self._host.journal.record("keyslot accepted", uuid=seen.uuid, keyslot=keyslot)
+        with self._audit.change(audit.ACCEPT, ref, keyslot=keyslot) as account:
+            seen = account.view = await self._transactor.look(ref)
+            _check_ordinary(seen, keyslot, "accept")
+            before = await in_thread(lambda: self._host.inventories.load(seen.uuid))
+            now = inventory.accepted(inventory.take(seen, self._host.clock.now(), before), keyslot)
+            await in_thread(lambda: self._host.inventories.save(seen.uuid, now))
+            account.done(seen.uuid, seqid_after=seen.seqid)
 
     async def remove(
         self, ref: DeviceRef, keyslot: int, secrets: Mapping[str, SecretSource], *, progress: Progress = ignore
@@ -66,14 +70,9 @@ class Suspects:
             draft.destroy_keyslot(keyslot)
             return draft.change()
 
-        done = await self._transactor.run(ref, decide, secrets, progress)
-        self._host.journal.record(
-            "keyslot removed",
-            uuid=done.uuid,
-            keyslot=keyslot,
-            seqid_before=done.seqid_before,
-            seqid_after=done.seqid_after,
-        )
+        with self._audit.change(audit.REMOVE_KEYSLOT, ref, keyslot=keyslot) as account:
+            done = await self._transactor.run(ref, account.following(decide), secrets, account.progress(progress))
+            account.done(done.uuid, seqid_before=done.seqid_before, seqid_after=done.seqid_after)
         return done
 
     async def notes(self, seen: DeviceView) -> tuple[Finding, ...]:

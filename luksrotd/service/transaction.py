@@ -27,6 +27,7 @@ from luksrotd.rotation.preview import Difference, preview
 from luksrotd.rotation.protocol import CommitPlan
 from luksrotd.rotation.view import DeviceView, view
 from luksrotd.service.access import Access, Target
+from luksrotd.service.audit import Audit
 from luksrotd.service.cancellation import PointOfNoReturn, cancellable, heed_cancellation
 from luksrotd.service.progress import Progress, Stage, ignore
 from luksrotd.service.shadowing import Workbench, workbench
@@ -76,6 +77,7 @@ class Transactor:
         """``attempts``: how often a transaction may be overtaken before it gives up with ``Conflict``."""
         self._host = host
         self._access = Access(host)
+        self._audit = Audit(host)
         self._attempts = attempts
         self._held: frozenset[DeviceIdentity] = frozenset()
 
@@ -262,12 +264,15 @@ class Transactor:
         seen = (await self._access.snapshot(ref, device, no_areas)).view
         policy.check_requirements(seen)
         if reconcile.needs_heal(seen) or reconcile.repair(seen, reconcile.CRASHES_ONLY):
+            before = reconcile.diagnose(seen, (), reconcile.CRASHES_ONLY)
             try:
-                await self.mend(ref, device, reconcile.CRASHES_ONLY)
+                done = await self.mend(ref, device, reconcile.CRASHES_ONLY)
             except LuksrotdError as error:
                 if error.outcome is Outcome.COMMITTED:  # a repair was, not what the caller has asked for
                     error.outcome = Outcome.UNCHANGED
                 raise
+            left = reconcile.diagnose(done.view, (), reconcile.CRASHES_ONLY)
+            self._audit.reconciled(ref, seen, done.view, [finding for finding in before if finding not in left])
             heed_cancellation()
 
     async def _change(

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The use cases on one volume: each is a decision of ``rotation`` that the transactor carries out."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from luksrotd.errors import NeedsPerson
 from luksrotd.names import DEFAULT_KEY_NAME, TOKEN_TYPE
@@ -18,7 +19,8 @@ from luksrotd.rotation.reconcile import Finding
 from luksrotd.rotation.staging import StageRequest
 from luksrotd.rotation.token import Group
 from luksrotd.rotation.view import DeviceView
-from luksrotd.service import scrub
+from luksrotd.service import audit, scrub
+from luksrotd.service.audit import Audit, Verb
 from luksrotd.service.progress import Progress, ignore
 from luksrotd.service.reconciling import Examined, Reconciled, Reconciler
 from luksrotd.service.scrub import Scrubbed
@@ -60,9 +62,22 @@ class Volumes:
     def __init__(self, host: Host, transactor: Transactor | None = None) -> None:
         self._host = host
         self._transactor = transactor or Transactor(host)
+        self._audit = Audit(host)
         self._reconciler = Reconciler(host, self._transactor)
+        self._only_at: int | None = None
+        #: Whose change of a header it was.
+        self.ledger = host.ledger
         #: Keyslots without a token, and what is known of them.
         self.suspects = Suspects(host, self._transactor)
+
+    def at(self, seqid: int | None) -> Self:
+        """The same use cases for one who has seen the header at that sequence number (``None``: at any).
+
+        If it is at another one when a change is decided on, that is ``StaleGeneration``, and nothing is changed.
+        """
+        bound = copy.copy(self)
+        bound._only_at = seqid
+        return bound
 
     async def look(self, ref: DeviceRef) -> DeviceView:
         """The volume as it is now."""
@@ -89,7 +104,7 @@ class Volumes:
     ) -> KeyChange:
         """Give the volume a managed key: keyslot and token born in one commit."""
         request = EnrollRequest(data, self._now(), pbkdf, name)
-        run = Run("key enrolled", secrets, progress, deliver)
+        run = Run(audit.ENROLL, secrets, progress, deliver)
         return await self._change(ref, name, lambda seen: keys.enroll(seen, request), run)
 
     async def rotate(
@@ -105,7 +120,7 @@ class Volumes:
     ) -> KeyChange:
         """Replace a managed key: new keyslot, token and the wipe of the old area in one transaction."""
         request = RotateRequest(data, self._now(), pbkdf, name)
-        run = Run("key rotated", secrets, progress, deliver)
+        run = Run(audit.ROTATE, secrets, progress, deliver)
         return await self._change(ref, name, lambda seen: keys.rotate(seen, request), run)
 
     async def stage(
@@ -124,7 +139,7 @@ class Volumes:
         now = self._now()
         expires = None if hold.expires_after is None else now + hold.expires_after
         request = StageRequest(RotateRequest(data, now, pbkdf, name), expires, hold.group)
-        run = Run("key staged", secrets, progress, deliver)
+        run = Run(audit.STAGE, secrets, progress, deliver, hold.group.id if hold.group else None)
         return await self._change(ref, name, lambda seen: staging.stage(seen, request), run)
 
     async def finish(
@@ -137,7 +152,7 @@ class Volumes:
         progress: Progress = ignore,
     ) -> KeyChange:
         """The staged generation becomes the only one; needs no secret."""
-        run = Run("staged key finished", {}, progress)
+        run = Run(audit.FINISH, {}, progress, group=group)
         return await self._change(ref, name, lambda seen: staging.finish(seen, name, generation, group), run)
 
     async def abort(
@@ -150,22 +165,22 @@ class Volumes:
         progress: Progress = ignore,
     ) -> KeyChange:
         """The staged generation goes; needs no secret."""
-        run = Run("staged key aborted", {}, progress)
+        run = Run(audit.ABORT, {}, progress, group=group)
         return await self._change(ref, name, lambda seen: staging.abort(seen, name, generation, group), run)
 
     async def remove(
         self, ref: DeviceRef, secrets: Sources, *, name: str = DEFAULT_KEY_NAME, progress: Progress = ignore
     ) -> KeyChange:
         """Keyslot and token of a managed key go; the credential must open another keyslot."""
-        return await self._change(
-            ref, name, lambda seen: keys.remove(seen, name), Run("key removed", secrets, progress)
-        )
+        run = Run(audit.REMOVE, secrets, progress)
+        return await self._change(ref, name, lambda seen: keys.remove(seen, name), run)
 
-    async def set_data(self, ref: DeviceRef, data: Mapping[str, Any], *, name: str = DEFAULT_KEY_NAME) -> KeyChange:
+    async def set_data(
+        self, ref: DeviceRef, data: Mapping[str, Any], *, name: str = DEFAULT_KEY_NAME, progress: Progress = ignore
+    ) -> KeyChange:
         """Other associated data for the same key."""
-        return await self._change(
-            ref, name, lambda seen: keys.set_data(seen, name, data), Run("associated data changed", {})
-        )
+        run = Run(audit.SET_DATA, {}, progress)
+        return await self._change(ref, name, lambda seen: keys.set_data(seen, name, data), run)
 
     async def adopt(
         self,
@@ -183,12 +198,13 @@ class Volumes:
         """
         request = AdoptRequest(keyslot, data, self._now(), name)
         proof = frozenset({keyslot}) if secrets else None
-        run = Run("keyslot adopted", secrets or {}, progress)
+        run = Run(audit.ADOPT, secrets or {}, progress)
         return await self._change(ref, name, lambda seen: replace(adoption.adopt(seen, request), survivors=proof), run)
 
-    async def release(self, ref: DeviceRef, *, name: str = DEFAULT_KEY_NAME) -> KeyChange:
+    async def release(self, ref: DeviceRef, *, name: str = DEFAULT_KEY_NAME, progress: Progress = ignore) -> KeyChange:
         """Manage a key no more; its keyslot stays."""
-        return await self._change(ref, name, lambda seen: adoption.release(seen, name), Run("key released", {}))
+        run = Run(audit.RELEASE, {}, progress)
+        return await self._change(ref, name, lambda seen: adoption.release(seen, name), run)
 
     async def recreate(
         self,
@@ -208,12 +224,24 @@ class Volumes:
         """
         keyslot = None if NEW in secrets else await self._transactor.opened_by(ref, secrets[UNLOCK])
         request = RecreateRequest(data, self._now(), pbkdf, name, keyslot)
-        run = Run("key recreated", secrets, progress, deliver)
+        run = Run(audit.RECREATE, secrets, progress, deliver)
         # It must still open it when the token is written.
         proof = None if keyslot is None else frozenset({keyslot})
         return await self._change(
             ref, name, lambda seen: replace(adoption.recreate(seen, request), survivors=proof), run
         )
+
+    async def plan(self, ref: DeviceRef, decide: Callable[[DeviceView, datetime], Change]) -> tuple[DeviceView, Change]:
+        """The volume as it is now, and what ``decide`` wants of it; nothing is changed.
+
+        Raises what a transaction would raise before it needs a secret.
+        """
+        async with self._transactor.opened(ref) as device:
+            policy.check_signatures(tuple(await self._host.probe.foreign(device)))
+        seen = await self.look(ref)
+        change = decide(seen, self._now())
+        policy.check_retirement(seen, change)
+        return seen, change
 
     async def verify(self, ref: DeviceRef, secret: SecretSource, *, name: str = DEFAULT_KEY_NAME) -> bool:
         """Whether the secret is that of the managed key ``name``; nothing is changed."""
@@ -232,36 +260,43 @@ class Volumes:
 
     async def scrub(self, ref: DeviceRef, *, progress: Progress = ignore) -> Scrubbed:
         """Overwrite all keyslot space that no header copy references; the header stays as it is."""
-        done = await scrub.run(self._transactor, ref, progress)
-        self._host.journal.record("keyslot space scrubbed", uuid=done.uuid, bytes=done.bytes)
+        with self._audit.change(audit.SCRUB, ref) as account:
+            done = await scrub.run(self._transactor, ref, account.progress(progress), only_at=self._only_at)
+            account.done(done.uuid, bytes=done.bytes)
         return done
 
     def _now(self) -> datetime:
         return self._host.clock.now()
 
     async def _change(self, ref: DeviceRef, name: str, decide: Decide, run: "Run") -> KeyChange:
-        done = await self._transactor.run(ref, decide, run.secrets, run.progress, run.deliver)
-        generation, keyslot = _what_is_left(done.change, name)
-        self._host.journal.record(
-            run.message,
-            uuid=done.uuid,
-            key=name,
-            generation=generation,
-            keyslot=-1 if keyslot is None else keyslot,
-            seqid_before=done.seqid_before,
-            seqid_after=done.seqid_after,
-        )
+        def unless_stale(seen: DeviceView) -> Change:
+            policy.check_sequence(seen, self._only_at)
+            return decide(seen)
+
+        with self._audit.change(run.verb, ref, name, group=run.group) as account:
+            done = await self._transactor.run(
+                ref, account.following(unless_stale), run.secrets, account.progress(run.progress), run.deliver
+            )
+            generation, keyslot = _what_is_left(done.change, name)
+            account.done(
+                done.uuid,
+                generation=generation,
+                keyslot=-1 if keyslot is None else keyslot,
+                seqid_before=done.seqid_before,
+                seqid_after=done.seqid_after,
+            )
         return KeyChange(done.uuid, name, generation, keyslot, done.seqid_before, done.seqid_after)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """How a change is carried out: the journal's message for it, its secrets, who follows it, who gets a new secret."""
+    """How a change is carried out: what it is, its secrets, who follows it, who gets a new secret, for which set."""
 
-    message: str
+    verb: Verb
     secrets: Sources
     progress: Progress = ignore
     deliver: Deliver = nothing_to_deliver
+    group: str | None = None
 
 
 def _what_is_left(change: Change, name: str) -> tuple[int, int | None]:

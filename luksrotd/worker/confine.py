@@ -11,7 +11,7 @@ then belong to root: for a process's own descriptors proc(5) asks nothing, and a
 import os
 import pwd
 import resource
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -26,10 +26,11 @@ MAX_FILES: Final = 64
 HIGHEST_FD: Final = 2**31 - 1
 
 
-def confine(parent: int) -> None:
+def confine(parent: int, groups: Sequence[int] = ()) -> None:
     """Drop root (for ``names.WORKER_USER``) and all that can be done without; raises ``EngineError`` where it fails.
 
-    ``parent`` is the process that the worker must not outlive.
+    ``parent`` is the process that the worker must not outlive; ``groups`` are kept beside the user's own, those of the
+    devices that a token needs.
     """
     try:
         # While /proc/self still belongs to this user: with the credentials or the dumpable flag it goes to root.
@@ -39,7 +40,7 @@ def confine(parent: int) -> None:
         if os.geteuid() == 0:
             user, group = _unprivileged()
             linux.leave_namespaces()  # best effort: a sandbox may forbid it, and then has done it itself
-            os.setgroups([])
+            os.setgroups(groups)
             os.setresgid(group, group, group)
             os.setresuid(user, user, user)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

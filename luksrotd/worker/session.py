@@ -9,6 +9,7 @@ from typing import Any, assert_never
 
 from luksrotd.cryptsetup.api import ANY_KEYSLOT, Context
 from luksrotd.cryptsetup.memory import SafeMemory
+from luksrotd.cryptsetup.tokens import TokenCredential, allow_plugins
 from luksrotd.errors import InvalidRequest, SecretRejected
 from luksrotd.rotation.edits import (
     UNLOCK,
@@ -34,7 +35,7 @@ class Session:
     def __init__(self, control: int) -> None:
         self._control = control
         self._path = ""
-        self._secrets: dict[str, SafeMemory] = {}
+        self._secrets: dict[str, SafeMemory | TokenCredential] = {}
         self._context: Context | None = None
         self._key: SafeMemory | None = None
         self._operations: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
@@ -57,17 +58,19 @@ class Session:
         """Wipe every secret."""
         if self._context is not None:
             self._context.close()
-        for memory in (*self._secrets.values(), self._key):
-            if memory is not None:
-                memory.close()
+        for secret in (*self._secrets.values(), self._key):
+            if secret is not None:
+                secret.close()
 
     def _start(self, request: Mapping[str, Any]) -> None:
         if request.get("op") != "start":
             raise InvalidRequest("cannot work: the first request must be start")
         shadow, sources = int(request["shadow"]), dict(request["secrets"])
-        sources_fds = {int(source.get("fd", source.get("generate"))) for source in sources.values()}
+        sources_fds = {fd for source in sources.values() for fd in _fds(source)}
         confine.keep_only({self._control, shadow, *sources_fds})
         confine.limit_writes(self._writable_size(shadow))
+        if any("token" in source for source in sources.values()):
+            allow_plugins()
         deadline = time.monotonic() + float(request["secret_seconds"])
         for name, source in sources.items():
             self._secrets[name] = _secret(name, source, deadline)
@@ -87,13 +90,12 @@ class Session:
 
     def _unlock(self, request: Mapping[str, Any]) -> int | None:
         if request["volume_key"]:
-            self._key = self._secrets.pop(VOLUME_KEY, None)
-            if self._key is None:
-                raise InvalidRequest(f"cannot find a secret named {VOLUME_KEY!r}")
+            self._key = self._secret(VOLUME_KEY)
+            del self._secrets[VOLUME_KEY]
             self._loaded().check_volume_key(self._key)
             return None
         keyslot = ANY_KEYSLOT if request["keyslot"] is None else int(request["keyslot"])
-        opened, key = self._loaded().volume_key(self._secret(UNLOCK), keyslot)
+        opened, key = self._loaded().volume_key(self._credential(UNLOCK), keyslot)
         if self._key is not None:
             self._key.close()
         self._key = key
@@ -106,7 +108,7 @@ class Session:
     def _opens(self, request: Mapping[str, Any]) -> bool:
         # A context of its own: the answer must come from what is on the shadow, not from what one believes to be there.
         with Context(self._path) as context:
-            return context.opens(self._secret(str(request["secret"])), int(request["keyslot"]))
+            return context.opens(self._credential(str(request["secret"])), int(request["keyslot"]))
 
     def _edit(self, context: Context, edit: Edit) -> None:
         match edit:
@@ -132,15 +134,35 @@ class Session:
     def _loaded(self) -> Context:
         return self._context if self._context is not None else self._fresh()
 
-    def _secret(self, name: str) -> SafeMemory:
+    def _credential(self, name: str) -> SafeMemory | TokenCredential:
         if name not in self._secrets:
             raise InvalidRequest(f"cannot find a secret named {name!r}")
         return self._secrets[name]
 
+    def _secret(self, name: str) -> SafeMemory:
+        secret = self._credential(name)
+        if isinstance(secret, TokenCredential):
+            raise InvalidRequest(f"cannot use a token as the secret {name!r}: it can only unlock")
+        return secret
 
-def _secret(name: str, source: Mapping[str, Any], deadline: float) -> SafeMemory:
+
+def _fds(source: Mapping[str, Any]) -> list[int]:
+    """The descriptors that a declared secret comes by."""
+    if "token" in source:
+        return [] if source["pin"] is None else _fds(source["pin"])
+    return [int(source["fd"] if "fd" in source else source["generate"])]
+
+
+def _secret(name: str, source: Mapping[str, Any], deadline: float) -> SafeMemory | TokenCredential:
     if "generate" in source:
         return generate_into(int(source["generate"]))
+    if "token" in source:
+        pin = None if source["pin"] is None else _read(f"{name} PIN", source["pin"], deadline)
+        return TokenCredential(None if source["token"] is None else int(source["token"]), pin)
+    return _read(name, source, deadline)
+
+
+def _read(name: str, source: Mapping[str, Any], deadline: float) -> SafeMemory:
     try:
         return read_secret(int(source["fd"]), int(source["limit"]), deadline)
     except SecretRejected as error:

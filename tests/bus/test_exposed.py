@@ -2,6 +2,7 @@
 """What ``@exposed``, ``readable`` and ``emitted`` make of an interface."""
 
 import asyncio
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -9,7 +10,8 @@ from dbus_next.signature import Variant
 
 from luksrotd import names
 from luksrotd.bus.exposed import UNPRIVILEGED, exposed
-from luksrotd.bus.interface import Emits, emitted, readable
+from luksrotd.bus.guard import Question
+from luksrotd.bus.interface import Emits, Interface, emitted, readable
 from tests.bus.toy import INTERFACE, PATH, SECRET, serve
 from tests.support.busclient import BusClient, CallFailed
 
@@ -103,7 +105,26 @@ async def test_a_call_is_authorized_with_details_and_reaches_the_handler(bed):
         assert (caller.name, caller.uid, caller.interactive) == (client.name, 0, True)
         assert arguments == ["k", {"label": "l", "unlock": {"token": 3}}]
         details = {"operation": "Rotate", "device": "/dev/toy", "uuid": "1234", "key": "back?up"}
-        assert asked.questions == [(caller, names.ACTION_ROTATE, details)]
+        silent = replace(caller, interactive=False)  # nobody is troubled where that is enough
+        assert asked.questions == [(silent, names.ACTION_ROTATE, details)]
+
+
+@pytest.mark.asyncio
+async def test_a_volume_of_the_system_has_an_action_of_its_own(bed):
+    asked = Asked()
+    async with serve(authority=asked) as service, BusClient() as client:
+        for service.toy.system in (True, False):
+            await client.call(PATH, INTERFACE, "Rotate", "sa{sv}", ["k", {}])
+        actions = [action for _, action, _ in asked.questions]
+        assert actions == [names.ACTION_ROTATE + "-system", names.ACTION_ROTATE]
+
+
+@pytest.mark.asyncio
+async def test_an_interface_that_does_not_know_its_volume_is_of_the_system(bed):
+    questions = await Interface("x", None).questions(names.ACTION_ROTATE, "Rotate", [])
+    assert questions == [Question(names.ACTION_ROTATE + "-system", {"operation": "Rotate"})]
+    questions = await Interface("x", None).questions(names.ACTION_LIST, "GetDevices", [])
+    assert questions == [Question(names.ACTION_LIST, {"operation": "GetDevices"})]
 
 
 @pytest.mark.asyncio

@@ -37,10 +37,14 @@ class Toy(Interface):
         self.inheritable: list[bool] = []
         self.tasks: list[asyncio.Task[Any] | None] = []
         self.revision = 7
+        self.system = False
         self.data = b""
 
     async def details(self, method: str, arguments: Sequence[Any]) -> Mapping[str, str]:
         return {"device": "/dev/toy", "uuid": "1234", "key": "back\nup"}
+
+    def is_of_system(self) -> bool:
+        return self.system
 
     @exposed("s", "s", action=UNPRIVILEGED, reason=WHY, outputs=["same"])
     async def echo(self, caller: Caller, text: str) -> str:

@@ -22,7 +22,7 @@ from luksrotd.host.blockdev import BlockDevices
 from luksrotd.host.live import LiveWorkerEngine
 from luksrotd.host.locks import HostLocks
 from luksrotd.luks2.pair import read_pair
-from luksrotd.ports import DeviceIdentity, DeviceRef, GenerateInto, SecretFd
+from luksrotd.ports import DeviceIdentity, DeviceRef, GenerateInto, SecretFd, TokenSource
 from luksrotd.rotation.edits import NEW, UNLOCK, AddKeyslot, DestroyKeyslot, Pbkdf, RemoveToken, SetToken
 from luksrotd.rotation.fingerprint import fingerprint
 from tests.contract.conftest import loop_device
@@ -31,6 +31,7 @@ from tests.support.simdisk import SimDevices, SimDisk
 from tests.support.simengine import SimEngine, make_volume
 from tests.support.simlive import SimLive
 from tests.support.simlocks import SimLocks
+from tests.support.tokenplugin import token
 
 pytestmark = pytest.mark.asyncio
 
@@ -47,6 +48,19 @@ class Rig:
     engine: Any
     locks: Any
     device: Any
+
+    @contextlib.asynccontextmanager
+    async def asking(self, number, pin=None):
+        """A session whose credential is a token."""
+        with contextlib.ExitStack() as stack:
+            source = TokenSource(number)
+            if pin is not None:
+                fd = os.memfd_create("pin")
+                stack.callback(os.close, fd)
+                os.pwrite(fd, pin, 0)
+                source = TokenSource(number, SecretFd(fd))
+            async with self.engine.session(self.device, {UNLOCK: source}) as session:
+                yield session
 
     @contextlib.asynccontextmanager
     async def session(self, unlock=MAIN, new=FRESH):
@@ -223,3 +237,27 @@ class TestRealOnly:
         with pytest.raises(SecretRejected):
             async with real.session(new=b""):
                 pass
+
+
+@pytest.mark.usefixtures("token_plugin")
+async def test_a_token_is_a_credential(rig):
+    async with rig.session() as session:
+        bodies = [token(MAIN, errno=5), token(b"wrong"), token(MAIN, pin=b"1234"), token(MAIN, []), token(MAIN)]
+        await session.apply([SetToken(number, body) for number, body in enumerate(bodies)])
+    for number, pin in ((4, None), (4, b"needless"), (2, b"1234"), (None, None), (None, b"1234")):
+        async with rig.asking(number, pin) as session:
+            assert await session.unlock() == 0
+            assert await session.opens(0, UNLOCK)
+            assert not await session.opens(1, UNLOCK)
+    for number, pin, refusal in (
+        (0, None, EngineError),
+        (1, None, WrongCredential),
+        (2, None, WrongCredential),
+        (2, b"123", WrongCredential),
+        (9, None, WrongCredential),
+    ):
+        async with rig.asking(number, pin) as session:
+            with pytest.raises(refusal):
+                await session.unlock()
+    async with rig.asking(1) as session:
+        assert not await session.opens(0, UNLOCK)

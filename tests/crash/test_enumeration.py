@@ -11,7 +11,7 @@ from tests.support.crashjudge import Judge, Scenario, judge_all
 from tests.support.crashverbs import VERBS, simulated
 
 #: Of the use cases those that only read.
-READING = {"look", "findings", "examine", "verify", "data"}
+READING = {"look", "findings", "examine", "plan", "verify", "data"}
 
 
 #: On small sectors; the others on large ones, which give fewer states.  The campaign (table.py) has all on both.

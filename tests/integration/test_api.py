@@ -311,7 +311,7 @@ async def test_an_agent_may_say_yes(bed, enrolled, nobody, rules):
     assert (await refusal(nobody.call(*call))).name.endswith("Error.InteractiveAuthorizationRequired")
     assert await nobody.call(*call, interactive=True) == ["{}"]
     asked = await asyncio.to_thread(agent.wait_for, "begin")
-    assert asked["action"] == names.ACTION_GET_DATA
+    assert asked["action"] == names.system_action(names.ACTION_GET_DATA)
     assert enrolled.node in asked["message"]
     assert "backup" in asked["message"]
     bed.end(agent.process)

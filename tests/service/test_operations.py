@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from luksrotd.errors import Busy, Cancelled, DeviceError, InvalidRequest, NotAuthorized, UnknownDevice
+from luksrotd.errors import Cancelled, DeviceError, InvalidRequest, NotAuthorized, TooMany, UnknownDevice
 from luksrotd.ports import Caller, DeviceRef
 from luksrotd.rotation.edits import NEW, UNLOCK
 from luksrotd.service import handover
@@ -347,5 +347,5 @@ async def test_a_full_queue_leaves_no_secret_open():
     world = World()
     async with world.running():
         await world.enrolled()
-        with pytest.raises(Busy):
+        with pytest.raises(TooMany):
             list(map(world.start, ["rotate"] * 20))

@@ -2,13 +2,15 @@
 """The registry: volumes that come, change, go, and show themselves twice."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
-from luksrotd.errors import NeedsPerson, UnknownDevice
+from luksrotd.errors import DeviceError, NeedsPerson, Outcome, UnknownDevice
 from luksrotd.ports import DeviceRef, Traits
 from luksrotd.service.registry import Registry
-from tests.service.world import NODE, OLD, OTHER_UUID, UUID, World
+from tests.service.world import NEXT, NODE, OLD, OTHER_UUID, UUID, World
+from tests.support import forge
 from tests.support.simdisk import SimDisk
 from tests.support.simengine import make_volume
 from tests.support.simlocks import Level
@@ -219,6 +221,88 @@ async def test_a_volume_that_is_locked_is_examined_again_later(world):
     await following
 
 
+class Foreign:
+    """An observer that keeps what others have changed."""
+
+    def __init__(self):
+        self.changes = []
+
+    def volume_added(self, volume):
+        pass
+
+    def volume_changed(self, volume, *, fresh):
+        if volume.foreign:
+            self.changes.append(volume.foreign)
+
+    def volume_removed(self, volume):
+        pass
+
+
+@pytest.fixture
+def foreign(world):
+    foreign = Foreign()
+    world.registry.observe(foreign)
+    return foreign
+
+
+async def test_a_change_by_somebody_else_is_told_once(world, foreign, caplog):
+    async with world.running():
+        first = world.registry.get(UUID).view
+        steps = [(first.seqid + 2, 1), (first.seqid + 2, 2), (first.seqid, 1)]
+        for seqid, keyslots in steps:
+            world.disk.replace(0, forge.with_fields(make_volume([OLD] * keyslots), seqid=seqid))
+            for _ in range(3):
+                world.watcher.put(NODE, UUID)
+                await world.seen.until(f"changed {NODE}")
+    now = first.seqid + 2
+    assert [(change.before, change.after, change.direction) for change in foreign.changes] == [
+        (first.seqid, now, "newer"),
+        (now, now, "same"),
+        (now, first.seqid, "older"),
+    ]
+    assert caplog.text.count("somebody else has changed the header") == len(steps)
+
+
+async def test_what_changed_while_the_volume_was_away_is_told_too(world, foreign):
+    async with world.running():
+        world.watcher.remove(NODE)
+        await world.seen.until("removed")
+        world.disk.replace(0, forge.with_fields(make_volume([OLD]), seqid=40))
+        world.watcher.put(NODE, UUID)
+        await world.seen.until(f"fresh {NODE}")
+        assert [change.after for change in foreign.changes] == [40]
+
+
+async def test_our_own_changes_are_not_somebody_elses(world, foreign):
+    """udev tells of each of our own writes, and the registry looks while the job goes on."""
+    loop = asyncio.get_running_loop()
+    world.disk.observer = lambda _: loop.call_soon_threadsafe(world.watcher.put, NODE, UUID)
+    async with world.running():
+        await world.enrolled()
+        for _ in range(3):
+            await world.start("rotate", new=NEXT).wait()
+            world.watcher.put(NODE, UUID)
+            await world.seen.until(f"changed {NODE}")
+        assert world.registry.get(UUID).view.digest == world.view.digest
+    assert foreign.changes == []
+
+
+async def test_a_commit_of_ours_that_failed_half_way_is_ours(world, foreign):
+    async with world.running():
+        world.disk.faults.writes = {2: 512}
+        with pytest.raises(DeviceError) as caught:
+            await world.start("enroll").wait()
+        assert caught.value.outcome is Outcome.UNKNOWN
+        await world.registry.settle(UUID)
+        (repair,) = (job for job in world.runner.jobs.values() if job.kind == "reconcile")
+        await repair.wait()
+        assert world.registry.get(UUID).view.digest == world.view.digest
+        assert foreign.changes == []
+        world.disk.replace(0, forge.with_fields(make_volume([OLD]), seqid=40))
+        await world.registry.settle(UUID)
+        assert len(foreign.changes) == 1
+
+
 @pytest.mark.parametrize("uuid", ["", "../../etc", "x" * 36, OTHER_UUID + "\n"])
 async def test_a_malformed_uuid_is_left_alone(world, uuid):
     async with world.running():
@@ -243,10 +327,13 @@ async def test_a_reconcile_that_fails_is_not_tried_again_and_again(world):
     size = world.view.pair.hdr_size
     world.disk.replace(size, bytes(4096))
     world.disk.faults.writes = dict.fromkeys(range(100), 0)
+    started = []
+    world.runner.observe(SimpleNamespace(job_added=started.append, job_ended=id, job_forgotten=id))
     async with world.running():
-        (job,) = world.runner.jobs.values()
-        await asyncio.wait([asyncio.ensure_future(job.wait())])
+        (job,) = started
+        with pytest.raises(DeviceError):
+            await job.wait()
         await world.registry.settle(UUID)
         await world.registry.settle(UUID)
-        assert len(world.runner.jobs) == 1
+        assert started == [job]
         assert [problem.code for problem in world.registry.get(UUID).problems] == ["header-copy-bad"]

@@ -6,12 +6,13 @@ from contextlib import ExitStack
 
 import pytest
 
+from luksrotd.config import Limits
 from luksrotd.errors import Busy, Cancelled, Conflict, Internal, Outcome
+from luksrotd.ports import Caller
 from luksrotd.rotation.protocol import Phase
 from luksrotd.service.handover import Secrets
 from luksrotd.service.jobs import Kind, State
 from luksrotd.service.runner import Request, Runner
-from luksrotd.service.schedule import Limits
 
 pytestmark = pytest.mark.asyncio
 
@@ -32,7 +33,7 @@ class Log:
     def job_forgotten(self, job):
         self.lines.append(f"forgotten {job.number}")
 
-    def request(self, work=None, volume="a", abandoned=None):
+    def request(self, work=None, volume="a", abandoned=None, uid=0, **options):
         async def held(job):
             self.lines.append(f"runs {job.number}")
             await self.go.wait()
@@ -40,7 +41,14 @@ class Log:
 
         resources = ExitStack()
         resources.callback(self.lines.append, "closed")
-        return Request(Kind.ROTATE, (volume,), work or held, secrets=Secrets(resources=resources, abandoned=abandoned))
+        return Request(
+            options.pop("kind", Kind.ROTATE),
+            tuple(volume),
+            work or held,
+            owner=None if uid is None else Caller(f":1.{uid}", uid),
+            secrets=Secrets(resources=resources, abandoned=abandoned),
+            **options,
+        )
 
 
 @pytest.fixture
@@ -67,7 +75,7 @@ async def test_jobs_of_one_volume_run_one_after_the_other(log):
 
 
 async def test_other_volumes_do_not_wait_until_all_places_are_taken(log):
-    runner = made(log, parallel=2)
+    runner = made(log, jobs=2)
     jobs = [runner.submit(log.request(volume=volume)) for volume in "aabc"]
     assert [job.state.value for job in jobs] == ["running", "queued", "running", "queued"]
     log.go.set()

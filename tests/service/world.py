@@ -11,9 +11,11 @@ from luksrotd.ports import Caller, GenerateInto, Host, SecretFd
 from luksrotd.rotation.edits import NEW, UNLOCK, Pbkdf
 from luksrotd.rotation.view import view
 from luksrotd.service.handover import Handover, Secrets
-from luksrotd.service.operations import KeyOptions, Operations
+from luksrotd.service.jobs import Kind
+from luksrotd.service.operations import Operations
 from luksrotd.service.registry import Registry
 from luksrotd.service.runner import Runner
+from luksrotd.service.verbs import Wanted
 from luksrotd.service.volume import Volumes
 from tests.support.simdisk import SimDevices, SimDisk
 from tests.support.simengine import UUID, SimEngine, make_volume, opened_by
@@ -112,8 +114,7 @@ class World:
     def start(self, kind="rotate", *, old=OLD, new=NEXT, **options):
         """A job."""
         secrets = self.secrets(**{UNLOCK: old, NEW: new})
-        options = KeyOptions(**{"pbkdf": FAST, **options})
-        return getattr(self.operations, kind)(UUID, OWNER, options, secrets)
+        return self.operations.start(Kind(kind), UUID, OWNER, Wanted(**{"pbkdf": FAST, **options}), secrets)
 
     async def enrolled(self):
         """Give the volume its managed key."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A polkit authentication agent without a human: ``python -m tests.support.polkit_agent MODE PID UID``.
+"""A polkit authentication agent without a human: ``python -m tests.support.polkit_agent MODE PID UID LOCALE``.
 
 It registers for one process (polkit's subject ``unix-process``) and answers by itself, which root may.  Modes: ``yes``
 authenticates, ``cancel`` dismisses, ``ignore`` never answers.  Prints one JSON object per event.
@@ -36,11 +36,11 @@ class Agent:
         self._unread = b""
 
     @staticmethod
-    def argv(mode: str, pid: int, uid: int) -> list[str]:
+    def argv(mode: str, pid: int, uid: int, locale: str = "C") -> list[str]:
         """The command line."""
         if mode not in MODES:
             raise ValueError(f"no such mode: {mode}")
-        return [sys.executable, "-m", "tests.support.polkit_agent", mode, str(pid), str(uid)]
+        return [sys.executable, "-m", "tests.support.polkit_agent", mode, str(pid), str(uid), locale]
 
     def wait_for(self, event: str) -> dict[str, Any]:
         """Block until the agent reports ``registered``, ``begin`` or ``cancel``; the report, with its details."""
@@ -114,12 +114,12 @@ def _start_time(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
 
 
-async def _run(mode: str, pid: int, uid: int) -> None:
+async def _run(mode: str, pid: int, uid: int, locale: str) -> None:
     bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
     bus.add_message_handler(_Agent(bus, mode, uid))
     process = {"pid": Variant("u", pid), "start-time": Variant("t", _start_time(pid)), "uid": Variant("i", uid)}
     subject = ["unix-process", process]
-    reply = await bus.call(_call("RegisterAuthenticationAgent", "(sa{sv})ss", [subject, "C", AGENT_PATH]))
+    reply = await bus.call(_call("RegisterAuthenticationAgent", "(sa{sv})ss", [subject, locale, AGENT_PATH]))
     assert reply is not None
     assert reply.message_type is MessageType.METHOD_RETURN, reply.body
     _report("registered")
@@ -127,4 +127,4 @@ async def _run(mode: str, pid: int, uid: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    asyncio.run(_run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]))

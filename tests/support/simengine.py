@@ -14,18 +14,20 @@ import random
 import stat
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from luksrotd.errors import MetadataFull, NoFreeArea, WrongCredential
+from luksrotd.errors import EngineError, MetadataFull, NoFreeArea, WrongCredential
 from luksrotd.luks2 import header, layout, metadata
 from luksrotd.luks2.areas import Extent, subtract
 from luksrotd.luks2.header import BinaryHeader
 from luksrotd.luks2.layout import Which
 from luksrotd.luks2.metadata import Keyslot
 from luksrotd.luks2.pair import HeaderCopy, parse_pair
-from luksrotd.ports import SecretFd, SecretSource, Shadow
+from luksrotd.ports import SecretFd, SecretSource, Shadow, TokenSource
 from luksrotd.rotation.edits import UNLOCK, VOLUME_KEY, AddKeyslot, DestroyKeyslot, Edit, RemoveToken, SetToken
 from luksrotd.rotation.fingerprint import fingerprint
+from tests.support import tokenplugin
 
 UUID = "8a0a1d4e-6a0a-4a57-9d3c-3f9f2d1f0b11"
 VOLUME_KEY_CONTENT = b"the volume key"
@@ -121,7 +123,11 @@ class SimEngine:
         """Random bytes."""
         return self._rng.randbytes(length)
 
-    def _secret(self, source: SecretSource) -> bytes:
+    def _secret(self, source: SecretSource) -> "bytes | SimToken":
+        if isinstance(source, TokenSource):
+            pin = None if source.pin is None else self._secret(source.pin)
+            assert not isinstance(pin, SimToken)
+            return SimToken(source.token, pin)
         if isinstance(source, SecretFd):
             if stat.S_ISREG(os.fstat(source.fd).st_mode):
                 return os.pread(source.fd, source.limit, 0)
@@ -134,10 +140,36 @@ class SimEngine:
         return secret
 
 
+@dataclass(frozen=True)
+class SimToken:
+    """A token to be asked, or (None) any, and its PIN; its plugin is what tests/support/tokenplugin.c is."""
+
+    number: int | None
+    pin: bytes | None
+
+    def openers(self, copy: HeaderCopy, read: Any) -> list[int]:
+        """The keyslots that it opens, at least one.  Raises ``WrongCredential`` and ``EngineError``."""
+        failures: list[WrongCredential | EngineError] = []
+        for number, body in sorted((int(number), body) for number, body in copy.metadata.raw["tokens"].items()):
+            if self.number not in (None, number) or body["type"] != tokenplugin.TYPE:
+                continue
+            if "errno" in body:
+                failures.append(EngineError(f"cannot unlock the volume by token {number}: {body['errno']}"))
+            elif "pin" in body and (self.pin is None or body["pin"] != tokenplugin.masked(self.pin)):
+                failures.append(WrongCredential(f"cannot unlock the volume by token {number}: wrong PIN"))
+            else:
+                secret = bytes.fromhex(tokenplugin.masked(bytes.fromhex(body["passphrase"])))
+                if opened := [slot for slot in _openers(copy, read, secret) if str(slot) in body["keyslots"]]:
+                    return opened
+                failures.append(WrongCredential(f"cannot unlock the volume by token {number}: it opens no keyslot"))
+        failures.append(WrongCredential("cannot unlock the volume: it has no token that could"))
+        raise failures[0]
+
+
 class SimSession:
     """One simulated worker."""
 
-    def __init__(self, engine: SimEngine, shadow: Shadow, secrets: Mapping[str, bytes]) -> None:
+    def __init__(self, engine: SimEngine, shadow: Shadow, secrets: Mapping[str, bytes | SimToken]) -> None:
         self._engine = engine
         self._shadow = shadow
         self._secrets = secrets
@@ -151,7 +183,7 @@ class SimSession:
     async def unlock(self, keyslot: int | None = None) -> int:
         """Try the secret named ``unlock`` on every keyslot."""
         self._engine.on_call("unlock")
-        opened = _openers(self._recover(), self._shadow.read, self._secrets[UNLOCK])
+        opened = self._opened(UNLOCK)
         if keyslot is not None:
             opened = [number for number in opened if number == keyslot]
         if not opened:
@@ -178,7 +210,16 @@ class SimSession:
     async def opens(self, keyslot: int, secret: str) -> bool:
         """Whether the secret opens that keyslot."""
         self._engine.on_call("opens")
-        return keyslot in _openers(self._recover(), self._shadow.read, self._secrets[secret])
+        try:
+            return keyslot in self._opened(secret)
+        except WrongCredential:
+            return False
+
+    def _opened(self, name: str) -> list[int]:
+        secret, copy = self._secrets[name], self._recover()
+        if isinstance(secret, SimToken):
+            return secret.openers(copy, self._shadow.read)
+        return _openers(copy, self._shadow.read, secret)
 
     def _edit(self, raw: dict[str, Any], edit: Edit, copy: HeaderCopy) -> None:
         match edit:
@@ -192,7 +233,9 @@ class SimSession:
                 raw["digests"]["0"]["keyslots"].append(str(keyslot))
                 if token is not None:
                     raw["tokens"][str(token)]["keyslots"].append(str(keyslot))
-                self._shadow.write(area.offset, material(self._secrets[secret], salt, area.size))
+                passphrase = self._secrets[secret]
+                assert isinstance(passphrase, bytes)
+                self._shadow.write(area.offset, material(passphrase, salt, area.size))
             case SetToken(token, body, fingerprint_of):
                 raw["tokens"][str(token)] = dict(body)
                 if fingerprint_of is not None:

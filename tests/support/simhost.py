@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from luksrotd.errors import DeviceError, StateError
-from luksrotd.ports import DeviceEvent, HeaderDevice, Traits, WatchEvent
+from luksrotd.names import MessageId
+from luksrotd.ports import DeviceEvent, HeaderDevice, Query, Traits, WatchEvent
 from luksrotd.rotation.inventory import Inventory
 
 UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
@@ -61,25 +62,54 @@ class SimProbe:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A journal entry."""
+    """A journal entry, its time in microseconds since the epoch, and who wrote it."""
 
     message: str
     fields: dict[str, str | int]
+    time: int = 0
+    uid: int = 0
 
 
 class SimJournal:
-    """``ports.Journal`` that keeps its entries."""
+    """``ports.Journal`` that keeps its entries; each is a millisecond after the one before."""
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
 
     def record(self, message: str, **fields: str | int) -> None:
         """Keep one entry."""
-        self.entries.append(Entry(message, fields))
+        self.write(0, message, fields)
+
+    def write(self, uid: int, message: str, fields: dict[str, str | int]) -> None:
+        """Keep one entry of a user."""
+        self.entries.append(Entry(message, fields, 1_700_000_000_000_000 + 1000 * len(self.entries), uid))
 
     def text(self) -> str:
         """All of it, to look for what must not be in there."""
         return "\n".join(f"{entry.message} {entry.fields}" for entry in self.entries)
+
+
+class SimHistory:
+    """``ports.History`` of a simulated journal; ``broken``: why it cannot be read."""
+
+    def __init__(self, journal: SimJournal) -> None:
+        self._journal = journal
+        self.broken = ""
+
+    def entries(self, query: Query) -> list[dict[str, str]]:
+        """See ``ports.History.entries``."""
+        if self.broken:
+            raise StateError(f"cannot read the journal: {self.broken}")
+        found = [
+            {"time": str(entry.time), "message": entry.message} | {name: str(is_) for name, is_ in entry.fields.items()}
+            for entry in self._journal.entries
+            if entry.uid == 0
+            and entry.fields.get("message_id") in set(MessageId)
+            and query.uuid in ("", entry.fields.get("uuid"))
+            and query.since <= entry.time
+            and (query.until is None or entry.time < query.until)
+        ]
+        return found[max(0, len(found) - query.limit) :]
 
 
 class SimInventories:

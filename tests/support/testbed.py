@@ -100,9 +100,9 @@ class TestBed:
         self._stack.callback(device.detach)
         return device
 
-    def agent(self, mode: str, pid: int, uid: int) -> Agent:
+    def agent(self, mode: str, pid: int, uid: int, *, locale: str = "C") -> Agent:
         """Answer polkit's questions about process ``pid`` of user ``uid``: ``yes``, ``cancel`` or ``ignore``."""
-        agent = Agent(self.spawn(Agent.argv(mode, pid, uid), stdout=subprocess.PIPE, cwd=PROJECT))
+        agent = Agent(self.spawn(Agent.argv(mode, pid, uid, locale), stdout=subprocess.PIPE, cwd=PROJECT))
         self._stack.callback(self.end, agent.process)
         agent.wait_for("registered")
         return agent

@@ -15,10 +15,10 @@ from luksrotd.errors import (
     NoFreeKeyslot,
     RequirementsPresent,
 )
-from luksrotd.luks2 import layout
+from luksrotd.luks2 import jsontext, layout
 from luksrotd.luks2.areas import Extent
 from luksrotd.luks2.layout import Which
-from luksrotd.rotation.draft import Draft
+from luksrotd.rotation.draft import Draft, parse_token
 from luksrotd.rotation.edits import NEW, Pbkdf, RemoveToken, SetToken
 from luksrotd.rotation.edits import AddKeyslot as Add
 from luksrotd.rotation.edits import DestroyKeyslot as Destroy
@@ -198,6 +198,29 @@ def test_a_token_is_taken_as_it_is_now_and_as_json_has_it():
     made.set_token(MappingProxyType(body))
     body["x"] = 3
     assert made.change().edits == (SetToken(0, {"type": "luks2-keyring", "keyslots": [], "x": [1, 2]}),)
+
+
+def test_a_token_comes_as_json_text():
+    assert parse_token('{"type": "é", "keyslots": []}', 30) == {"type": "é", "keyslots": []}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "not JSON"),
+        ("{", "not JSON"),
+        ('{"x": NaN}', "not JSON"),
+        ('{"x": "\ud800"}', "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "not a JSON object"),
+        ('{"x": {"y": 1, "y": 2}}', "a member twice"),
+        (f'{{"x": [{"0," * jsontext.VALUES_MAX}0]}}', "too many values"),
+        (f'{{"x": "{"é" * 500_000}"}}', "longer than the metadata area of 1000000 bytes"),
+    ],
+)
+def test_json_text_that_is_no_token_is_refused(text, why):
+    with pytest.raises(InvalidRequest, match=f"cannot write a token: .*{why}"):
+        parse_token(text, 1_000_000)
 
 
 def test_I3_a_token_of_ours_is_not_written_over():

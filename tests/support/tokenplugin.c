@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * A token plugin of libcryptsetup for tests.  Its token says in the JSON what it does:
+ *
+ *   "passphrase"  what it gives, every byte exclusive-or 0x5a, as hexadecimal digits
+ *   "pin"         in the same way: the PIN that it wants
+ *   "errno"       a number: what it fails with
+ *
+ * Its type is what its file is called: libcryptsetup-token-TYPE.so.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <libcryptsetup.h>
+
+#define MASK 0x5a
+
+int cryptsetup_token_open_pin(struct crypt_device *cd, int token, const char *pin, size_t pin_size, char **password,
+			      size_t *password_length, void *user);
+int cryptsetup_token_open(struct crypt_device *cd, int token, char **password, size_t *password_length, void *user);
+void cryptsetup_token_buffer_free(void *buffer, size_t length);
+const char *cryptsetup_token_version(void);
+
+const char *cryptsetup_token_version(void)
+{
+	return "1";
+}
+
+static const char *member(const char *json, const char *name)
+{
+	char wanted[64];
+
+	/* libcryptsetup hands out its JSON without spaces */
+	snprintf(wanted, sizeof(wanted), "\"%s\":", name);
+	json = strstr(json, wanted);
+	return json ? json + strlen(wanted) : NULL;
+}
+
+static char *decoded(const char *text, size_t *length)
+{
+	size_t digits = strspn(++text, "0123456789abcdef");
+	char *bytes = malloc(digits / 2 + 1);
+	unsigned int byte;
+
+	if (!bytes)
+		return NULL;
+	for (*length = 0; *length < digits / 2; ++*length) {
+		sscanf(text + 2 * *length, "%2x", &byte);
+		bytes[*length] = (char)(byte ^ MASK);
+	}
+	return bytes;
+}
+
+int cryptsetup_token_open_pin(struct crypt_device *cd, int token, const char *pin, size_t pin_size, char **password,
+			      size_t *password_length, void *user)
+{
+	const char *json, *found;
+	char *wanted;
+	size_t length;
+	int same;
+
+	(void)user;
+	if (crypt_token_json_get(cd, token, &json) < 0)
+		return -EINVAL;
+	found = member(json, "errno");
+	if (found) {
+		crypt_log(cd, CRYPT_LOG_ERROR, "The test plugin fails, as it was told.\n");
+		return -atoi(found);
+	}
+	found = member(json, "pin");
+	if (found) {
+		wanted = decoded(found, &length);
+		same = wanted && pin && pin_size == length && !memcmp(wanted, pin, length);
+		if (wanted)
+			cryptsetup_token_buffer_free(wanted, length);
+		if (!same)
+			return -ENOANO;
+	}
+	found = member(json, "passphrase");
+	*password = found ? decoded(found, password_length) : NULL;
+	return *password ? 0 : -EINVAL;
+}
+
+int cryptsetup_token_open(struct crypt_device *cd, int token, char **password, size_t *password_length, void *user)
+{
+	return cryptsetup_token_open_pin(cd, token, NULL, 0, password, password_length, user);
+}
+
+void cryptsetup_token_buffer_free(void *buffer, size_t length)
+{
+	explicit_bzero(buffer, length);
+	free(buffer);
+}
