@@ -10,7 +10,7 @@ from luksrotd.ctl.report import Report
 from luksrotd.errors import InvalidRequest
 from luksrotd.rotation.edits import PBKDF_TYPES
 
-_DEVICE_HELP: Final = "block device, UUID=… or a LUKS UUID; or an image file, that the daemon manages or with --direct"
+DEVICE_HELP: Final = "block device, UUID=… or a LUKS UUID; or an image file, that the daemon manages or with --direct"
 
 
 Run = Callable[[argparse.Namespace], Report]
@@ -103,9 +103,9 @@ def add_common(parser: argparse.ArgumentParser, default: Any) -> None:
 def add_device(parser: argparse.ArgumentParser, many: str = "") -> None:
     """DEVICE as ``options.device``; with ``many``, "*" or "+", any number of them, as ``options.devices``."""
     if many:
-        parser.add_argument("devices", metavar="DEVICE", nargs=many, help=_DEVICE_HELP)
+        parser.add_argument("devices", metavar="DEVICE", nargs=many, help=DEVICE_HELP)
     else:
-        parser.add_argument("device", metavar="DEVICE", help=_DEVICE_HELP)
+        parser.add_argument("device", metavar="DEVICE", help=DEVICE_HELP)
     parser.add_argument("--header", metavar="FILE", help="detached LUKS2 header of DEVICE (with --direct)")
 
 

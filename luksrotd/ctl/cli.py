@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from luksrotd import __version__
-from luksrotd.ctl import keys, offline, scrub, staging, verbs
+from luksrotd.ctl import history, keys, offline, scrub, staging, verbs
 from luksrotd.ctl.arguments import Parser, Verbs, add_common
 from luksrotd.errors import InvalidRequest
 
@@ -49,7 +49,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"luksrotctl {__version__}")
     add_common(parser, False)
     found = Verbs(parser)
-    for module in (verbs, staging, keys, scrub, *offline.MODULES):
+    for module in (verbs, staging, keys, scrub, history, *offline.MODULES):
         module.add(found)
     parser.description = f"{_DESCRIPTION}\n{found.overview}"
     return parser

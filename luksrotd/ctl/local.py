@@ -156,6 +156,14 @@ class Local:
         ]
         return model.Reconciled(_findings(done.found), _findings(done.left), differences)
 
+    async def history(self, device: model.Device | None, since: int, limit: int) -> Sequence[Mapping[str, Any]]:
+        """See ``model.Backend``."""
+        uuid = "" if device is None else uuid_of(device.name)
+        if device is not None and not uuid:
+            with permissions():
+                uuid = (await self.volumes.look(ref_of(device))).uuid
+        return await direct.history(uuid or "", since, limit)
+
     def interrupt(self, task: asyncio.Task[Any]) -> None:
         """Cancel; the commit ignores it after its point of no return, and so does this when all is done."""
         if not self._done:

@@ -231,6 +231,12 @@ class Backend(Protocol):
     async def reconcile(self, device: Device, *, dry_run: bool, retire_expired: bool = False) -> Reconciled:
         """Finish what a crash interrupted; ``retire_expired``: abort staged keys that have expired, too."""
 
+    async def history(self, device: Device | None, since: int, limit: int) -> Sequence[Mapping[str, Any]]:
+        """The newest ``limit`` records of what was done, of one volume or of all; ``since``: microseconds, UTC.
+
+        Oldest first; their fields are in luksrotd(8).
+        """
+
     def interrupt(self, task: asyncio.Task[Any]) -> None:
         """The user wants ``task``, which runs one of the calls, to stop; called for every Ctrl-C."""
 

@@ -125,6 +125,16 @@ class Remote:
             raise Cancelled("cannot wait any longer: the reconcile was interrupted", outcome=lost) from None
         return model.Reconciled(_findings(found), _findings(left))
 
+    async def history(self, device: model.Device | None, since: int, limit: int) -> Sequence[Mapping[str, Any]]:
+        """See ``model.Backend``."""
+        options = {"since": Variant("t", since), "limit": Variant("u", limit)}
+        if device is not None and (uuid := uuid_of(device.name)):
+            options["uuid"] = Variant("s", uuid)  # of a volume that need not be there
+        elif device is not None:
+            options["device"] = Variant("o", await self._object(device))
+        reply = await self._bus.call(names.ROOT_PATH, (names.MANAGER_INTERFACE, "GetHistory"), body=[options])
+        return [calls.values(entry) for entry in reply.body[0]]
+
     def interrupt(self, task: asyncio.Task[Any]) -> None:
         """Ask the job to stop and go on waiting for its end; where there is no job, or no patience left, stop."""
         self._interrupts += 1

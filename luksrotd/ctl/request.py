@@ -58,12 +58,14 @@ def key_request(options: argparse.Namespace, key_file: str | None = None) -> Ite
         yield KeyRequest(options.verb, options.name, credential, new, associated, cost)
 
 
-def seconds(text: str) -> int:
-    """ "30d", "12h" and the like in seconds, 0 for "never"; raises ``InvalidRequest``."""
-    if text == "never":
+def seconds(text: str, option: str = "--expires") -> int:
+    """ "30d", "12h" and the like in seconds, for --expires 0 for "never"; raises ``InvalidRequest``."""
+    can_be_never = option == "--expires"
+    if text == "never" and can_be_never:
         return 0
     if not (match := _DURATION.fullmatch(text)):
-        raise InvalidRequest("cannot understand --expires: it takes a number with m, h, d or w, as 30d, or never")
+        never = ", or never" if can_be_never else ""
+        raise InvalidRequest(f"cannot understand {option}: it takes a number with m, h, d or w, as 30d{never}")
     return int(match[1]) * _UNITS[match[2]]
 
 
