@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Every verb of luksrotctl through the daemon, judged by the stock tools."""
 
+import asyncio
 import json
 
 import pytest
 
 from tests.integration.test_ctl import FAST, ctl
-from tests.support import daemon_process
-from tests.support.daemon_process import BACKUP, NEW, OLD, appeared
+from tests.support import daemon_process, makeimage
+from tests.support.daemon_process import BACKUP, NEW, OLD, appeared, settled
 
 pytestmark = pytest.mark.asyncio
 
@@ -84,8 +85,8 @@ async def test_a_set_that_cannot_be_staged_on_one_of_them(bed, client, enrolled,
         await appeared(client, second.path)
         before = enrolled.headers(), second.headers()
         new = ("--key-file", keys / "old", "--generate", "--output", keys / "generated")
-        error = await told("stage", enrolled.node, second.node, *new, status=1)  # the second has no such key
-        assert (error["error"], error["outcome"]) == ("UnknownKey", "unchanged")
+        error = await told("stage", enrolled.node, second.node, *new, status=3)  # the second has no such key
+        assert (error["error"], error["outcome"]) == ("NeedsPerson", "unchanged")
         assert (enrolled.headers(), second.headers()) == before
         assert not (keys / "generated").exists()
 
@@ -110,11 +111,14 @@ async def test_remove_and_scrub(enrolled, keys):
     assert (enrolled.headers(), enrolled.opens(OLD)) == (before, True)
 
 
-async def test_a_key_is_made_anew(enrolled, keys):
+async def test_a_key_is_made_anew(client, enrolled, keys):
     await told("release", enrolled.node)
     again = await told("recreate", enrolled.node, "--key-file", keys / "backup", "--data", '{"again": true}')
     assert (again["keyslot"], enrolled.pairs()) == (1, [("backup", 1)])
     new = ("--new-keyfile", keys / "new", *FAST)
+    await told("recreate", enrolled.node, "--key-file", keys / "old", *new, status=2)  # nothing of it is lost
+    await asyncio.to_thread(makeimage.run, "luksKillSlot", "--key-file", "-", enrolled.node, "1", stdin=OLD)
+    await settled(client, enrolled.path, Keyslots=[0])
     await told("recreate", enrolled.node, "--key-file", keys / "old", *new)
     assert (enrolled.opens(NEW), enrolled.opens(BACKUP)) == (True, False)
 
