@@ -356,6 +356,26 @@ async def test_a_plan_is_refused_as_the_verb_is(kind):
                 await world.registry.settle(UUID)
 
 
+async def test_a_plan_tells_of_a_token_what_everybody_may_see():
+    world = World()
+    async with world.running():
+        await prepare(world, Kind.STAGE)
+        await begin(world, Kind.STAGE).wait()
+        planned = await world.operations.plan(UUID, Kind.FINISH, Wanted(data=DATA))
+        (staged,) = (one for one in planned.differences if (one.what, one.how) == ("token", "change"))
+        common = {"type": "luksrotd", "keyslots": [2], "name": "backup", "generation": 2, "adopted": False}
+        common |= {"wipe-pending": False, "rotated-at": "2026-01-01T00:00:00Z"}
+        assert staged.before == {**common, "state": "staged", "expires-at": "2026-01-31T00:00:00Z"}
+        assert staged.after == {**common, "state": "active"}
+        for data, given in ((DATA, {"data-given": True}), (None, {})):
+            planned = await world.operations.plan(UUID, Kind.ENROLL, Wanted("other", data))
+            (added,) = (one for one in planned.differences if one.what == "token")
+            assert added.before == {}
+            assert (
+                added.after == {**common, "keyslots": [3], "name": "other", "generation": 1, "state": "active"} | given
+            )
+
+
 async def test_a_plan_says_what_must_come_first():
     world = World()
     async with world.running():
@@ -443,6 +463,19 @@ async def test_when_a_volume_appears_expired_keys_are_aborted_if_that_is_configu
             await job.wait()
         assert bool(again.opened_by(NEXT)) is not retire
         assert [job.kind for job in started.jobs] == [Kind.RECONCILE] * retire
+
+
+async def test_expired_keys_of_a_volume_that_is_there_twice_are_left_alone():
+    world = World()
+    async with world.running():
+        await prepare(world, Kind.FINISH)
+    disks = [SimDisk(world.disk.content, path=path) for path in (NODE, "/dev/sim1")]
+    again = World(disks=disks)
+    again.clock.advance(timedelta(days=31))
+    again.operations.configure(Config(staged=Staged(retire_expired=True)))
+    async with again.running():
+        assert again.registry.get(UUID).ambiguous
+    assert not [operation for disk in disks for operation in disk.log]
 
 
 class Started:
