@@ -15,8 +15,9 @@ from luksrotd.bus import options as known
 from luksrotd.bus.convert import CREDENTIAL, NEW_SECRET, device_path, job_path, key_name
 from luksrotd.bus.errors import name_of
 from luksrotd.bus.exposed import exposed
-from luksrotd.bus.guard import Guard
+from luksrotd.bus.guard import Guard, Question
 from luksrotd.bus.interface import Emits, Interface, readable
+from luksrotd.bus.questions import about_set
 from luksrotd.bus.results import Described, Row, rows, set_status
 from luksrotd.bus.secrets import Keyring
 from luksrotd.bus.served import Served
@@ -45,6 +46,12 @@ class Manager(Interface):
         if "devices" not in self.methods[method].inputs:
             return {}
         return _about(self._volumes(arguments[0]), key_name(arguments[1]))
+
+    async def questions(self, action: str, method: str, arguments: Sequence[Any]) -> Sequence[Question]:
+        """Of a verb on a set one for each of its volumes."""
+        if action not in names.VOLUME_ACTIONS:
+            return await super().questions(action, method, arguments)
+        return about_set(action, method, self._volumes(arguments[0]), key_name(arguments[1]))
 
     @exposed("a{sv}", "ao", action=names.ACTION_LIST, outputs=["devices"])
     async def get_devices(self, caller: Caller, options: Map) -> list[str]:

@@ -147,6 +147,10 @@ class Job:
         """Have ``listener`` called after every change, on the event loop."""
         self._listeners.append(listener)
 
+    def unsubscribe(self, listener: Callable[[], None]) -> None:
+        """Have it called no more."""
+        self._listeners.remove(listener)
+
     async def wait(self) -> object:
         """Its result, once it has ended; raises its error."""
         await self._ended.wait()
@@ -220,7 +224,7 @@ class Job:
         self._notify()
 
     def _notify(self) -> None:
-        for listener in self._listeners:
+        for listener in self._listeners.copy():
             try:
                 listener()
             except Exception:  # whoever looks on must not stop a commit

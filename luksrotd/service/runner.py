@@ -97,6 +97,10 @@ class Runner:
         """Have ``observer`` told of every job from now on."""
         self._observers.append(observer)
 
+    def unobserve(self, observer: Observer) -> None:
+        """Tell it no more."""
+        self._observers.remove(observer)
+
     def busy(self, volume: str) -> bool:
         """Whether a job of the volume runs or waits."""
         return any(volume in work.job.volumes for work in (*self._running.values(), *self._queued.values()))
@@ -235,7 +239,7 @@ class Runner:
             self.cancel(work.job, "its caller is gone")
 
     def _tell(self, event: str, job: Job) -> None:
-        for observer in self._observers:
+        for observer in self._observers.copy():
             try:
                 getattr(observer, event)(job)
             except Exception:  # whoever looks on must not stop a job

@@ -87,6 +87,19 @@ async def test_fds_in_replies_to_us_are_closed(bed):
         assert open_fds() == before
 
 
+async def test_fds_in_replies_that_are_asked_for_are_the_callers(bed):
+    async with serve() as service, BusClient() as client:
+        before = open_fds()
+        fds = []
+        reply = await service.bus.call(client.message(PATH, INTERFACE, "OpenFd"), fds=fds)
+        assert os.read(fds[reply.body[0]].fd, 100) == b"generated"
+        assert open_fds() == before + 1
+        fds[0].close()
+        assert open_fds() == before
+        await service.bus.call(client.message(PATH, INTERFACE, "OpenFd"))
+        assert open_fds() == before
+
+
 async def test_a_result_that_does_not_fit_is_an_internal_error(bed, caplog):
     async with serve(), BusClient() as client:
         assert await error_name(client.call(PATH, INTERFACE, "Misfit")) == "org.luksrotd1.Error.Internal"

@@ -8,8 +8,11 @@ makes this fail.  What polkit was asked is seen on the bus.
 import asyncio
 import os
 import re
+import signal
 from collections import namedtuple
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import cache
+from itertools import product
 from xml.etree import ElementTree
 
 import pytest
@@ -156,6 +159,18 @@ async def begin(client, volume):
 
 
 @asynccontextmanager
+async def on_its_own_object(row, column, mine, volume):
+    """The row; a transaction's owner may end it, so each of their calls gets one of its own."""
+    if row.interface != names.TRANSACTION_INTERFACE or column.client is not mine.client:
+        yield row
+        return
+    path = await begin(mine.client, volume)
+    yield row._replace(path=path)
+    with suppress(CallFailed):  # it has ended; a user may have few
+        await mine.client.call(path, names.TRANSACTION_INTERFACE, "Abort", "a{sv}", [{}])
+
+
+@asynccontextmanager
 async def watched(client):
     """Sees what polkit is asked: ``await asked(sender)`` is what since the last time."""
     async with Monitor() as seen:
@@ -195,14 +210,18 @@ def expected(row, column, mine):
     return column.verdict, [(names.system_action(row.action), flag) for flag in column.flags]
 
 
-def check_details(row, asked, volume):
-    """The agent's text has all that it speaks of."""
+@cache
+def spoken_of(action):
+    """The details that the agent's text has in it."""
     policy = ElementTree.parse(PROJECT / "polkit/org.luksrotd1.policy").getroot()
+    return re.findall(r"\$\((\w+)\)", policy.find(f"action[@id='{action}']/message").text)
+
+
+def check_details(row, asked, volume):
+    """The agent can show, and rules can look up, what a question is about."""
     for question in asked:
-        message = policy.find(f"action[@id='{question.action}']/message").text
         assert question.details["operation"] == row.method
-        for detail in re.findall(r"\$\((\w+)\)", message):
-            assert question.details[detail], (row, detail)
+        assert all(question.details.get(detail) for detail in spoken_of(question.action)), (row, question)
         about_volume = question.action.removesuffix("-system") in names.VOLUME_ACTIONS
         if about_volume:
             assert (question.details["device"], question.details["uuid"]) == (volume.node, volume.uuid), row
@@ -220,8 +239,7 @@ async def test_every_method_for_every_caller(bed, client, volume, mine, remote):
         await asyncio.to_thread(bed.agent, mode, one.pid, one.uid)
     async with BusClient() as root:
         columns = {
-            "another user, whom a rule forbids it": Column(remote(STRANGER), NO, SILENT),
-            "the same, interactive": Column(remote(STRANGER), NO, SILENT, interactive=True),
+            "another user, whom a rule forbids it": Column(remote(STRANGER), NO, SILENT, interactive=True),
             "no agent, not interactive": Column(challenged[2], NEEDS_A_PERSON, SILENT),
             "no agent": Column(challenged[2], NO, SILENT, WITH_A_PERSON, interactive=True),
             "an agent who is not to be asked": Column(challenged[0], NEEDS_A_PERSON, SILENT),
@@ -234,17 +252,15 @@ async def test_every_method_for_every_caller(bed, client, volume, mine, remote):
         assert {(row.interface, row.method) for row in rows} == set(promised())
         table, wanted = {}, {}
         async with watched(client) as (_, asked):
-            for name, column in columns.items():
-                for row in rows:
-                    if row.interface == names.TRANSACTION_INTERFACE and column.client is mine.client:
-                        row = row._replace(path=await begin(mine.client, volume))  # the one before may have ended
+            for (name, column), row in product(columns.items(), rows):
+                async with on_its_own_object(row, column, mine, volume) as own:
                     await asked()
-                    came_to = await outcome(column, row)
+                    came_to = await outcome(column, own)
                     questions = await asked()
-                    check_details(row, questions, volume)
-                    cell = f"{row.interface}.{row.method}: {name}"
-                    table[cell] = came_to, [(question.action, question.flags) for question in questions]
-                    wanted[cell] = expected(row, column, mine)
+                check_details(row, questions, volume)
+                cell = f"{row.interface}.{row.method}: {name}"
+                table[cell] = came_to, [(question.action, question.flags) for question in questions]
+                wanted[cell] = expected(row, column, mine)
         assert table == wanted
 
 
@@ -266,6 +282,22 @@ async def test_the_question_is_withdrawn_when_its_caller_leaves(bed, client, vol
             assert (last.flags, [last.cancellation]) == (WITH_A_PERSON, withdrawn.body), row
     assert await client.get_all(mine.doomed, names.JOB_INTERFACE) == before
     assert await owner(client)
+
+
+async def test_polkit_may_come_and_go(bed, daemon, client, volume, remote):
+    games = remote(OWNER)
+    call = (names.ROOT_PATH, names.MANAGER_INTERFACE, "GetDevices", "a{sv}", [{}])
+    assert await games.call(*call) == [[volume.path]]
+    os.kill(bed.polkitd_pid, signal.SIGKILL)
+    await asyncio.to_thread(bed.stop_polkitd)
+    try:
+        for caller in (games, client):
+            with pytest.raises(CallFailed, match="NotAuthorized"):
+                await caller.call(*call)
+    finally:
+        await asyncio.to_thread(bed.start_polkitd)
+    for caller in (games, client):
+        assert await caller.call(*call) == [[volume.path]]
 
 
 async def test_what_the_standard_interfaces_tell_everybody_may_know(client, volume, mine, remote):

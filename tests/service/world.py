@@ -21,7 +21,7 @@ from luksrotd.service.verbs import Wanted
 from luksrotd.service.volume import Volumes
 from tests.support.simdisk import SimDevices, SimDisk
 from tests.support.simengine import UUID, SimEngine, make_volume, opened_by
-from tests.support.simhost import SimClock, SimEntropy, SimJournal, SimProbe, SimWatcher
+from tests.support.simhost import SimClock, SimEntropy, SimInventories, SimJournal, SimProbe, SimWatcher
 from tests.support.simlocks import SimLocks
 from tests.support.simshadow import SimShadows
 
@@ -69,12 +69,21 @@ class World:
         self.journal = SimJournal()
         self.clock = SimClock()
         self.watcher = SimWatcher()
+        self.inventories = SimInventories()
         host = Host(
-            self.devices, self.locks, self.shadows, self.engine, self.probe, SimEntropy(), self.clock, self.journal
+            self.devices,
+            self.locks,
+            self.shadows,
+            self.engine,
+            self.probe,
+            SimEntropy(),
+            self.clock,
+            self.journal,
+            self.inventories,
         )
         self.volumes = Volumes(host)
         self.runner = runner or Runner()
-        self.registry = Registry(self.volumes, self.watcher)
+        self.registry = Registry(self.volumes, self.watcher, pause_seconds=0)
         self.operations = Operations(self.volumes, self.registry, self.runner)
         self.sets = SetJobs(VolumeSets(host), self.registry, self.runner)
         self.closed = []
