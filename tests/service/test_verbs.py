@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Every verb as a job on a simulated volume: what it does, and that it does it to the header that was meant."""
 
+import asyncio
 from contextlib import suppress
 from datetime import timedelta
 
@@ -8,6 +9,7 @@ import pytest
 
 from luksrotd.config import Config, Staged
 from luksrotd.errors import (
+    Cancelled,
     InvalidRequest,
     LastKeyslot,
     LuksrotdError,
@@ -19,6 +21,7 @@ from luksrotd.errors import (
     WrongCredential,
 )
 from luksrotd.luks2.areas import Extent
+from luksrotd.ports import DeviceRef
 from luksrotd.rotation.edits import NEW, UNLOCK, VOLUME_KEY, Pbkdf
 from luksrotd.rotation.token import KeyState
 from luksrotd.service import jobs, verbs
@@ -30,6 +33,7 @@ from tests.service.world import BACKUP, FAST, NEXT, NODE, OLD, OTHER_UUID, OWNER
 from tests.support import forge
 from tests.support.simdisk import SimDisk
 from tests.support.simengine import VOLUME_KEY_CONTENT, make_volume
+from tests.support.simlocks import Level
 
 pytestmark = pytest.mark.asyncio
 DATA = {"escrow": "vault/4711"}
@@ -187,6 +191,24 @@ async def test_every_verb_refuses_a_volume_that_is_there_twice(kind):
                 await world.operations.plan(UUID, planned, Wanted())
     assert not world.disk.log
     assert not twin.log
+
+
+async def test_a_verification_ends_when_nobody_waits_for_it():
+    world = World()
+    async with world.running():
+        await prepare(world, Kind.ROTATE)
+        held = world.devices.open(DeviceRef(NODE))
+        with world.locks.held_elsewhere(Level.METADATA, held, exclusive=True):
+            secrets = world.secrets(**{UNLOCK: BACKUP})
+            waiting = asyncio.create_task(world.operations.verify(UUID, OWNER, "backup", secrets, world.gone.wait))
+            await asyncio.sleep(0)
+            assert world.runner.busy(UUID)
+            world.gone.set()
+            with pytest.raises(Cancelled, match="caller is gone"):
+                async with asyncio.timeout(10):
+                    await waiting
+        held.close()
+        assert not world.runner.busy(UUID)
 
 
 async def test_a_job_says_how_much_memory_it_needs(monkeypatch):
