@@ -266,7 +266,7 @@ async def serve(decorators: Decorators) -> int:
 
 def launch(decorators: Decorators | None = None) -> int:
     """Run the daemon in this process; the exit status."""
-    _log_to_stderr()
+    _log_to_stderr("%(levelname)s: %(name)s: %(message)s")
     if os.geteuid() != 0:
         log.error("cannot serve: must be run as root")
         return 1
@@ -276,7 +276,7 @@ def launch(decorators: Decorators | None = None) -> int:
 
 def check_config() -> int:
     """Read the configuration and say what is wrong with it; the exit status: 0 nothing (but for warnings), else 78."""
-    _log_to_stderr()
+    _log_to_stderr("%(levelname)s: %(message)s")
     try:
         settled(configuration())
     except ConfigError as error:
@@ -285,8 +285,8 @@ def check_config() -> int:
     return 0
 
 
-def _log_to_stderr() -> None:
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s: %(name)s: %(message)s")
+def _log_to_stderr(form: str) -> None:
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=form)
 
 
 def _on_loop_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
