@@ -13,12 +13,14 @@ from typing import Any, Final
 
 import luksrotd
 from luksrotd import direct
+from luksrotd.bus.inhibitor import LogindInhibitor
 from luksrotd.bus.link import Links, Outfit
 from luksrotd.bus.served import Served
 from luksrotd.config import Config
 from luksrotd.configfile import Parsed, parse
 from luksrotd.errors import ConfigError, LuksrotdError
 from luksrotd.host import configfiles
+from luksrotd.host.credentials import ServiceCredentials
 from luksrotd.host.hardening import harden
 from luksrotd.host.history import JournalHistory
 from luksrotd.host.keeping import PipeKeeper
@@ -66,10 +68,16 @@ class Daemon:
         self._watcher = watcher
         self._manager = manager
         self._read = read
+        host = replace(host, inhibitor=LogindInhibitor(lambda: self._links.bus))
         volumes = Volumes(host)
         self._audit = Audit(host)
         self._links = Links(
-            Outfit(client_and_unit, lambda asked: RecordedAuthority(asked, self._audit, host.clock), SecretMemfd)
+            Outfit(
+                client_and_unit,
+                lambda asked: RecordedAuthority(asked, self._audit, host.clock),
+                SecretMemfd,
+                ServiceCredentials.of_environment().open,
+            )
         )
         self._runner = Runner()
         self._registry = Registry(volumes, watcher)
@@ -166,8 +174,10 @@ class Daemon:
             self._troubles.pop("configuration", None)
             try:
                 self.configure(settled(await in_thread(self._read)))
+                self._audit.configured()
             except ConfigError as error:
                 log.error("%s; the old configuration stays", error)
+                self._audit.misconfigured(error.message)
                 self._troubles["configuration"] = f"{error}; the old configuration stays"
             self._manager.ready(self._status())
 

@@ -6,7 +6,7 @@ As it is, dbus-next 0.2.3 can be killed, starved or bled of descriptors by any c
 
 * every descriptor that came with a message is closed, unless its handler took it; a returned one is closed when sent;
 * every call that wants a reply gets one, also when its handler is cancelled, or has not started yet;
-* at most ``CALLS_PER_CALLER`` calls of one caller are under way at a time;
+* at most ``CALLS_PER_CALLER`` calls of one connection are under way at a time (of one user: ``quota``);
 * InterfacesAdded and InterfacesRemoved come from the ObjectManager's path;
 * after the connection ended, calls and sends fail rather than hang, and the socket is closed.
 

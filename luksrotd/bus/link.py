@@ -33,12 +33,13 @@ class Outfit:
     """What a link works with beside the bus.
 
     ``identify`` says who a process is, ``recorded`` puts a record of what it refuses around an authority, ``new_key``
-    makes an empty memfd for a generated key.
+    makes an empty memfd for a generated key, ``open_credential`` opens a credential of the service by its name.
     """
 
     identify: Identify
     recorded: Callable[[Authority], Authority]
     new_key: Callable[[], GeneratedKey]
+    open_credential: Callable[[str], int]
 
 
 class Link:
@@ -49,7 +50,7 @@ class Link:
         self.number = number
         self.callers = Callers(bus, outfit.identify, connection=number)
         guard = Guard(self.callers, outfit.recorded(PolkitAuthority(bus)))
-        self._publisher = Publisher(bus, guard, Keyring(guard, outfit.new_key), served)
+        self._publisher = Publisher(bus, guard, Keyring(guard, outfit.new_key, outfit.open_credential), served)
 
     @classmethod
     async def open(cls, number: int, outfit: Outfit, served: Served) -> Self:
