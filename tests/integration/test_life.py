@@ -12,12 +12,15 @@ import pytest
 from luksrotd import names
 from tests.integration.test_jobs import SLOW, until, workers_of
 from tests.support.busclient import BusClient, CallFailed
-from tests.support.daemon_process import BACKUP, ENVIRONMENT, NEW, OLD, appeared, disk, ended, reached, start
+from tests.support.daemon_process import BACKUP, ENVIRONMENT, NEW, OLD, appeared, disk, ended, reached, start, take_key
+from tests.support.fake_logind import FakeLogind
 from tests.support.manager import managed
 from tests.support.testbed import PROJECT
 
 pytestmark = pytest.mark.asyncio
 DEVICE, JOB = names.DEVICE_INTERFACE, names.JOB_INTERFACE
+ENROLMENT, OPERATIONS = 6, 12
+"""Writes and flushes of an enrolment, and of a rotation."""
 OBJECTS = (names.ROOT_PATH, "org.freedesktop.DBus.ObjectManager", "GetManagedObjects")
 
 
@@ -359,3 +362,48 @@ async def test_an_admin_can_check_the_configuration(drop_in):
     drop_in.chmod(0o666)
     complaint = f"{drop_in}: others can write it (mode 0666)"
     assert check() == (78, f"ERROR: cannot read the configuration: {complaint}\n")
+
+
+# -- logind --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def logind(bed):
+    logind = FakeLogind(bed)
+    yield logind
+    assert logind.end() == []
+
+
+async def test_the_machine_does_not_go_down_while_a_volume_is_written(bed, logind, tmp_path):
+    """Stopped before the first write and before the last flush of a rotation, and asked logind what it has given."""
+    for number, hold in enumerate((ENROLMENT, ENROLMENT + OPERATIONS - 1)):
+        go, there = tmp_path / f"go{number}", tmp_path / f"there{number}"
+        with disk(bed, f"other{number}") as other:
+            why = f"taken sleep:shutdown|luksrotd|changing the LUKS2 header of {other.node}|delay"
+            async with managed(bed, hold=hold, reached=str(there), go=str(go)), BusClient() as client:
+                await client.subscribe()
+                await enrol(client, other)
+                assert await lines(logind, 3) == ["asked", why, "released"]
+                job = await start(client, other.path, new=None)
+                await reached(client, job, Stage="delivering")  # all keys are derived, and nothing was asked for
+                await take_key(client, job)
+                await until(there.exists)
+                assert await lines(logind, 2) == ["asked", why]
+                await reached(client, job, Stage="new-area" if number == 0 else "clear-secondary")
+                go.touch()
+                assert (await ended(client, job))["State"] == "finished"
+                assert await lines(logind, 1) == ["released"]
+
+
+async def lines(logind, count):
+    return [await asyncio.to_thread(logind.line) for _ in range(count)]
+
+
+async def test_a_logind_that_hangs_holds_up_no_commit(bed, volume):
+    logind = FakeLogind(bed, "ignore")
+    async with managed(bed) as daemon, BusClient() as client:
+        await client.subscribe()
+        await enrol(client, volume)
+        assert (await ended(client, await start(client, volume.path)))["State"] == "finished"
+        assert daemon.log.count("logind does not answer") == 1
+    assert logind.end() == ["asked"]
