@@ -23,6 +23,7 @@ from luksrotd.host import configfiles
 from luksrotd.host.credentials import ServiceCredentials
 from luksrotd.host.hardening import harden
 from luksrotd.host.history import JournalHistory
+from luksrotd.host.images import ImageWatcher
 from luksrotd.host.keeping import PipeKeeper
 from luksrotd.host.memory import available_kib
 from luksrotd.host.notify import ServiceManager, watchdog_interval
@@ -65,7 +66,6 @@ class Daemon:
     """The daemon; ``host`` and ``watcher`` are the ports that it works with, ``read`` gets the configuration again."""
 
     def __init__(self, host: Host, watcher: Watcher, manager: ServiceManager, read: Callable[[], Parsed]) -> None:
-        self._watcher = watcher
         self._manager = manager
         self._read = read
         host = replace(host, inhibitor=LogindInhibitor(lambda: self._links.bus))
@@ -80,7 +80,8 @@ class Daemon:
             )
         )
         self._runner = Runner()
-        self._registry = Registry(volumes, watcher)
+        self._images = ImageWatcher(direct.uuid_of)
+        self._registry = Registry(volumes, watcher, self._images)
         drafts = Drafts(host, Means(self._registry, self._runner, PipeKeeper()), self._links.gone)
         self._served = Served(
             Operations(volumes, self._registry, self._runner),
@@ -90,7 +91,6 @@ class Daemon:
             self._runner,
             Chronicle(JournalHistory()),
         )
-        self._registry.heed(self._runner)
         self._registry.observe(self)
         self._ready = False
         self._troubles: dict[str, str] = {}
@@ -104,6 +104,7 @@ class Daemon:
         self._served.runner.configure(limits)
         self._served.drafts.configure(limits)
         self._served.registry.configure(config.devices)
+        self._images.configure(config.volumes)
 
     async def run(self, stop: asyncio.Event, reload: asyncio.Event) -> int:
         """Serve until ``stop`` is set; the exit status: 0 if it was, 1 if the name, the bus or udev cannot be had.
@@ -222,6 +223,7 @@ class Daemon:
             await asyncio.sleep(EXTEND_SECONDS / 2)
 
     async def _follow(self) -> None:
+        await self._images.ready()
         try:
             await self._registry.run()
         except* LuksrotdError as errors:
