@@ -18,8 +18,9 @@ from luksrotd.bus.authority import PolkitAuthority
 from luksrotd.bus.caller import Callers
 from luksrotd.bus.connection import Bus
 from luksrotd.bus.guard import Guard
-from luksrotd.bus.publisher import Publisher, Services
+from luksrotd.bus.publisher import Publisher
 from luksrotd.bus.secrets import Keyring
+from luksrotd.bus.served import Served
 from luksrotd.errors import LuksrotdError
 from luksrotd.host.hardening import harden
 from luksrotd.host.history import JournalHistory
@@ -62,11 +63,16 @@ class Daemon:
         self._audit = Audit(host)
         guard = Guard(self._callers, RecordedAuthority(PolkitAuthority(bus), self._audit, host.clock))
         keyring = Keyring(guard, SecretMemfd)
-        sets = SetJobs(VolumeSets(host), self._registry, self._runner)
         self._drafts = Drafts(host, Means(self._registry, self._runner, PipeKeeper()), self._callers.gone)
-        chronicle = Chronicle(JournalHistory())
-        services = Services(operations, sets, self._drafts, self._registry, self._runner, chronicle)
-        self._publisher = Publisher(bus, guard, keyring, services)
+        served = Served(
+            operations,
+            SetJobs(VolumeSets(host), self._registry, self._runner),
+            self._drafts,
+            self._registry,
+            self._runner,
+            Chronicle(JournalHistory()),
+        )
+        self._publisher = Publisher(bus, guard, keyring, served)
 
     async def run(self, stop: asyncio.Event) -> int:
         """Serve until ``stop`` is set; the exit status: 0 if it was, 1 if the name, the bus or udev cannot be had."""

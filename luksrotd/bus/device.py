@@ -15,15 +15,13 @@ from luksrotd.bus.guard import Guard
 from luksrotd.bus.interface import Emits, Interface, emitted, readable
 from luksrotd.bus.results import DifferenceRow, Row, difference_row, keys_property, rows
 from luksrotd.bus.secrets import Keyring
+from luksrotd.bus.served import Served
 from luksrotd.bus.transaction import MICROSECONDS, transaction_path
 from luksrotd.bus.values import OptionTable
 from luksrotd.ports import Caller
 from luksrotd.rotation.edits import NEW, UNLOCK
-from luksrotd.service.drafts import Drafts
 from luksrotd.service.jobs import Kind
-from luksrotd.service.operations import Operations
 from luksrotd.service.registry import Volume
-from luksrotd.service.runner import Runner
 
 _CHANGE = "sa{sv}a{sv}a{sv}"
 _CREDENTIAL: Mapping[str, OptionTable] = {"credential": CREDENTIAL}
@@ -34,21 +32,13 @@ Map = Mapping[str, Any]
 class Device(Interface):
     """A volume; told by ``show`` what it looks like now."""
 
-    def __init__(
-        self,
-        guard: Guard,
-        keyring: Keyring,
-        operations: Operations,
-        runner: Runner,
-        volume: Volume,
-        drafts: Drafts,
-    ) -> None:
+    def __init__(self, guard: Guard, keyring: Keyring, served: Served, volume: Volume) -> None:
         super().__init__(names.DEVICE_INTERFACE, guard)
         self._keyring = keyring
-        self._operations = operations
-        self._runner = runner
+        self._operations = served.operations
+        self._runner = served.runner
+        self._drafts = served.drafts
         self._volume = volume
-        self._drafts = drafts
         self._shown = self.values()
 
     async def details(self, method: str, arguments: Sequence[Any]) -> Mapping[str, str]:
@@ -185,7 +175,7 @@ class Device(Interface):
         "a{sv}",
         "o",
         action=names.ACTION_TRANSACTION,
-        options={"timeout": "t", **known.IF_GENERATION},
+        options={"timeout": "t", "if-generation": "t"},
         outputs=["transaction"],
     )
     async def begin_transaction(self, caller: Caller, options: Map) -> str:

@@ -19,14 +19,12 @@ from luksrotd.bus.guard import Guard
 from luksrotd.bus.interface import Emits, Interface, readable
 from luksrotd.bus.results import Row, rows
 from luksrotd.bus.secrets import Keyring
+from luksrotd.bus.served import Served
 from luksrotd.errors import LuksrotdError, UnknownDevice
 from luksrotd.ports import Caller
 from luksrotd.rotation.edits import NEW, UNLOCK
-from luksrotd.service.history import Chronicle
 from luksrotd.service.jobs import Kind
-from luksrotd.service.operations import Operations
-from luksrotd.service.registry import Registry, Volume
-from luksrotd.service.setjobs import SetJobs
+from luksrotd.service.registry import Volume
 
 Map = Mapping[str, Any]
 
@@ -34,21 +32,13 @@ Map = Mapping[str, Any]
 class Manager(Interface):
     """The root object."""
 
-    def __init__(
-        self,
-        guard: Guard,
-        keyring: Keyring,
-        operations: Operations,
-        sets: SetJobs,
-        registry: Registry,
-        chronicle: Chronicle,
-    ) -> None:
+    def __init__(self, guard: Guard, keyring: Keyring, served: Served) -> None:
         super().__init__(names.MANAGER_INTERFACE, guard)
         self._keyring = keyring
-        self._operations = operations
-        self._sets = sets
-        self._registry = registry
-        self._chronicle = chronicle
+        self._operations = served.operations
+        self._sets = served.sets
+        self._registry = served.registry
+        self._chronicle = served.chronicle
 
     async def details(self, method: str, arguments: Sequence[Any]) -> Mapping[str, str]:
         """Of a set its volumes, and the name of the key."""

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Exports volumes and jobs as they come, and withdraws them as they go."""
 
-from dataclasses import dataclass
 from typing import Protocol
 
 from luksrotd import names
@@ -12,14 +11,10 @@ from luksrotd.bus.interface import Interface
 from luksrotd.bus.job import Job
 from luksrotd.bus.manager import Manager
 from luksrotd.bus.secrets import Keyring
+from luksrotd.bus.served import Served
 from luksrotd.bus.transaction import Transactions
 from luksrotd.service import jobs
-from luksrotd.service.drafts import Drafts
-from luksrotd.service.history import Chronicle
-from luksrotd.service.operations import Operations
-from luksrotd.service.registry import Registry, Volume
-from luksrotd.service.runner import Runner
-from luksrotd.service.setjobs import SetJobs
+from luksrotd.service.registry import Volume
 
 
 class Exporting(Protocol):
@@ -32,50 +27,28 @@ class Exporting(Protocol):
         """Stop exporting it, or the object."""
 
 
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What the exported objects call."""
-
-    operations: Operations
-    sets: SetJobs
-    drafts: Drafts
-    registry: Registry
-    runner: Runner
-    chronicle: Chronicle
-
-
 class Publisher:
     """Observes the registry and the runner; ``publish`` begins with what is there."""
 
-    def __init__(self, bus: Exporting, guard: Guard, keyring: Keyring, services: Services) -> None:
+    def __init__(self, bus: Exporting, guard: Guard, keyring: Keyring, served: Served) -> None:
         self._bus = bus
         self._guard = guard
         self._keyring = keyring
-        self._services = services
+        self._served = served
         self._devices: dict[str, Device] = {}
 
     def publish(self) -> None:
         """Export everything, from now on."""
-        manager = Manager(
-            self._guard,
-            self._keyring,
-            self._services.operations,
-            self._services.sets,
-            self._services.registry,
-            self._services.chronicle,
-        )
-        self._bus.export(names.ROOT_PATH, manager)
-        self._services.registry.observe(self)
-        self._services.runner.observe(self)
-        self._services.drafts.observe(Transactions(self._bus, self._guard, self._keyring, self._services.operations))
-        for volume in self._services.registry.volumes.values():
+        self._bus.export(names.ROOT_PATH, Manager(self._guard, self._keyring, self._served))
+        self._served.registry.observe(self)
+        self._served.runner.observe(self)
+        self._served.drafts.observe(Transactions(self._bus, self._guard, self._keyring, self._served.operations))
+        for volume in self._served.registry.volumes.values():
             self.volume_added(volume)
 
     def volume_added(self, volume: Volume) -> None:
         """Export it."""
-        device = Device(
-            self._guard, self._keyring, self._services.operations, self._services.runner, volume, self._services.drafts
-        )
+        device = Device(self._guard, self._keyring, self._served, volume)
         self._devices[volume.uuid] = device
         self._bus.export(device_path(volume.uuid), device)
 
@@ -94,7 +67,7 @@ class Publisher:
     def job_added(self, job: jobs.Job) -> None:
         """Export it, if somebody started it and its method returns it."""
         if job.owner is not None and job.kind not in jobs.UNSEEN:
-            self._bus.export(job_path(job.number), Job(self._guard, self._services.runner, job, job.owner))
+            self._bus.export(job_path(job.number), Job(self._guard, self._served.runner, job, job.owner))
         self._show_busy(job)
 
     def job_ended(self, job: jobs.Job) -> None:

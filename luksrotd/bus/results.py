@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the service knows and returns, to property values and results (dbus/*.xml)."""
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -86,7 +87,7 @@ def difference_row(one: Difference) -> DifferenceRow:
 
 
 def described(members: Mapping[str, Any]) -> Described:
-    """An ``a{sv}`` of text, whole numbers, truth values and lists of whole numbers; raises ``TypeError``."""
+    """An ``a{sv}`` of JSON values: text, numbers, truth values, lists of whole numbers; all else as JSON text."""
     return {name: _variant(value) for name, value in members.items()}
 
 
@@ -94,14 +95,14 @@ def _variant(value: object) -> Variant:
     match value:
         case bool():
             return Variant("b", value)
-        case int():
+        case int() if -(2**63) <= value < 2**64:
             return Variant("t" if value >= 0 else "x", value)
         case str():
             return Variant("s", value)
-        case list():
+        case list() if all(type(item) is int and 0 <= item < 2**64 for item in value):
             return Variant("at", value)
         case _:
-            raise TypeError(f"no D-Bus form of {type(value).__name__}")
+            return Variant("s", json.dumps(value, ensure_ascii=False))
 
 
 def _keyslot(number: int | None) -> Variant:

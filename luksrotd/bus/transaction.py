@@ -22,7 +22,7 @@ _OWN: Final[Mapping[str, Any]] = {
     "reason": "only for the connection that began it, which was authorized then",
 }
 MICROSECONDS: Final = 1_000_000
-Map = Mapping[str, Any]
+Described = Mapping[str, Any]
 
 
 class Transaction(Interface):
@@ -48,7 +48,7 @@ class Transaction(Interface):
     # -- methods --------------------------------------------------------------------------------------------------
 
     @exposed("a{sv}a{sv}", "", dictionaries={"credential": CREDENTIAL}, options={"volume-key": "b"}, **_OWN)
-    async def unlock(self, caller: Caller, credential: Map, options: Map) -> None:
+    async def unlock(self, caller: Caller, credential: Described, options: Described) -> None:
         """Show what opens the volume."""
         mine = self._transaction.of(caller)
         secrets = await self._keyring.open(caller, self._about("Unlock"), {UNLOCK: credential})
@@ -58,46 +58,45 @@ class Transaction(Interface):
         "a{sv}a{sv}",
         "u",
         dictionaries={"new_secret": NEW_SECRET},
-        options={**known.PBKDF, "keyslot": "u"},
+        options={"keyslot": "u", **known.PBKDF},
         outputs=["keyslot"],
         **_OWN,
     )
-    async def add_keyslot(self, caller: Caller, new_secret: Map, options: Map) -> int:
+    async def add_keyslot(self, caller: Caller, new_secret: Described, options: Described) -> int:
         """Queue a new keyslot."""
         mine = self._transaction.of(caller)
-        pbkdf = known.key_derivation(
-            options, self._operations.config.key_derivation, generated="generate" in new_secret
-        )
+        default = self._operations.config.key_derivation
+        pbkdf = known.key_derivation(options, default, generated="generate" in new_secret)
         secrets = await self._keyring.open(caller, self._about("AddKeyslot"), {NEW: new_secret})
         return await mine.add_keyslot(secrets, pbkdf, options.get("keyslot"))
 
     @exposed("sa{sv}", "u", options={"token": "u"}, outputs=["token"], **_OWN)
-    async def set_token(self, caller: Caller, json: str, options: Map) -> int:
+    async def set_token(self, caller: Caller, json: str, options: Described) -> int:
         """Queue a token."""
         return self._transaction.of(caller).set_token(json, options.get("token"))
 
     @exposed("ua{sv}", "", **_OWN)
-    async def remove_token(self, caller: Caller, token: int, options: Map) -> None:
+    async def remove_token(self, caller: Caller, token: int, options: Described) -> None:
         """Queue the removal of a token."""
         self._transaction.of(caller).remove_token(token)
 
     @exposed("ua{sv}", "", **_OWN)
-    async def destroy_keyslot(self, caller: Caller, keyslot: int, options: Map) -> None:
+    async def destroy_keyslot(self, caller: Caller, keyslot: int, options: Described) -> None:
         """Queue the removal of a keyslot."""
         self._transaction.of(caller).destroy_keyslot(keyslot)
 
     @exposed("a{sv}", "a(sssa{sv}a{sv})", outputs=["differences"], **_OWN)
-    async def plan(self, caller: Caller, options: Map) -> list[DifferenceRow]:
+    async def plan(self, caller: Caller, options: Described) -> list[DifferenceRow]:
         """What Commit would do."""
         return [difference_row(difference) for difference in self._transaction.of(caller).plan()]
 
     @exposed("a{sv}", "o", outputs=["job"], **_OWN)
-    async def commit(self, caller: Caller, options: Map) -> str:
+    async def commit(self, caller: Caller, options: Described) -> str:
         """Make all edits in one commit."""
         return job_path(self._transaction.of(caller).commit().number)
 
     @exposed("a{sv}", "", **_OWN)
-    async def abort(self, caller: Caller, options: Map) -> None:
+    async def abort(self, caller: Caller, options: Described) -> None:
         """Drop it."""
         self._transaction.of(caller).abort()
 

@@ -33,6 +33,7 @@ def test_standard_errors_have_their_standard_names():
     assert standard == {
         "org.freedesktop.DBus.Error.InvalidArgs",
         "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired",
+        "org.freedesktop.DBus.Error.LimitsExceeded",
     }
 
 

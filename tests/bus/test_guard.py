@@ -12,7 +12,7 @@ from luksrotd.bus.guard import DIALOGUES_PER_USER, Guard, Question
 from luksrotd.bus.questions import about_set, set_details
 from luksrotd.errors import InteractiveAuthorizationRequired, NotAuthorized, TooMany
 from luksrotd.ports import Caller, Traits
-from luksrotd.service.registry import Place, Volume
+from luksrotd.service.shown import Place, Volume
 
 pytestmark = pytest.mark.asyncio
 ROTATE = Question(names.ACTION_ROTATE, {"device": "/dev/a"})

@@ -2,6 +2,7 @@
 """The registry: volumes that come, change, go, and show themselves twice."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
@@ -326,10 +327,13 @@ async def test_a_reconcile_that_fails_is_not_tried_again_and_again(world):
     size = world.view.pair.hdr_size
     world.disk.replace(size, bytes(4096))
     world.disk.faults.writes = dict.fromkeys(range(100), 0)
+    started = []
+    world.runner.observe(SimpleNamespace(job_added=started.append, job_ended=id, job_forgotten=id))
     async with world.running():
-        (job,) = world.runner.jobs.values()
-        await asyncio.wait([asyncio.ensure_future(job.wait())])
+        (job,) = started
+        with pytest.raises(DeviceError):
+            await job.wait()
         await world.registry.settle(UUID)
         await world.registry.settle(UUID)
-        assert len(world.runner.jobs) == 1
+        assert started == [job]
         assert [problem.code for problem in world.registry.get(UUID).problems] == ["header-copy-bad"]
