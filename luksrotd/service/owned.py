@@ -117,7 +117,7 @@ class OwnedTransaction:
 
     def of(self, caller: Caller) -> Self:
         """The transaction, for its owner; raises ``NotAuthorized`` for every other connection."""
-        if caller.name != self.terms.owner.name:
+        if not caller.is_same(self.terms.owner):
             raise NotAuthorized("cannot use the transaction: another connection has begun it")
         return self
 

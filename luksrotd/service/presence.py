@@ -36,8 +36,13 @@ class Presence:
         self._shown: dict[Key, _Shown] = {}
 
     def places(self, uuid: str) -> tuple[Place, ...]:
-        """Those of a volume that are admitted, in the order in which they came."""
-        return tuple(shown.place for shown in self._shown.values() if shown.uuid == uuid and shown.admitted)
+        """Those of a volume that are admitted, in the order in which they came.
+
+        A device that holds a detached header of another place is a part of that one.
+        """
+        found = [shown.place for shown in self._shown.values() if shown.uuid == uuid and shown.admitted]
+        headers = {place.header for place in found}
+        return tuple(place for place in found if place.header is not None or place.node not in headers)
 
     def take(self, event: DeviceEvent) -> Iterator[str]:
         """Note what a watcher tells; the UUIDs of the volumes that it is about."""

@@ -101,11 +101,14 @@ class OwnLoops:
         self._watcher.close()
 
     def _is_own(self, node: str) -> bool:
-        try:
-            backing = Path("/sys/class/block", Path(node).name, "loop", "backing_file").read_text()
-        except OSError:
-            return False
-        return Path(backing).name.startswith(self._prefix)
+        device = Path("/sys/class/block", Path(node).name).resolve()
+        for disk in (device, device.parent):  # a partition is below its disk
+            try:
+                backing = (disk / "loop" / "backing_file").read_text()
+            except OSError:
+                continue
+            return Path(backing).name.startswith(self._prefix)
+        return False
 
 
 def main(argument: str) -> int:

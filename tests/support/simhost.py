@@ -143,25 +143,36 @@ class SimWatcher:
         self.present: dict[str, str] = {}
         self.traits: dict[str, Traits] = {}
         self.headers: dict[str, str] = {}
+        self.configured: set[str] = set()
         self._queue: asyncio.Queue[DeviceEvent | None] = asyncio.Queue()
         self._started = False
 
-    def put(self, node: str, uuid: str, traits: Traits | None = None, header: str | None = None) -> None:
-        """A LUKS2 volume appears on ``node``, or the one that is there changes; ``traits`` and ``header`` last."""
+    def put(
+        self,
+        node: str,
+        uuid: str,
+        traits: Traits | None = None,
+        *,
+        header: str | None = None,
+        configured: bool = False,
+    ) -> None:
+        """A LUKS2 volume appears on ``node``, or the one that is there changes; all the rest stays until it is said."""
         kind = WatchEvent.CHANGED if self.present.get(node) == uuid else WatchEvent.ADDED
         if node in self.present and kind is WatchEvent.ADDED:
-            self._push(DeviceEvent(WatchEvent.REMOVED, node))
+            self._push(DeviceEvent(WatchEvent.REMOVED, node, header=self.headers.get(node)))
         self.present[node] = uuid
         if traits is not None:
             self.traits[node] = traits
         if header is not None:
             self.headers[node] = header
+        if configured:
+            self.configured.add(node)
         self._push(self._event(kind, node))
 
     def remove(self, node: str) -> None:
         """The volume on ``node`` goes: unplugged, wiped or reformatted."""
         if self.present.pop(node, None) is not None:
-            self._push(DeviceEvent(WatchEvent.REMOVED, node))
+            self._push(DeviceEvent(WatchEvent.REMOVED, node, header=self.headers.get(node)))
 
     async def events(self) -> AsyncIterator[DeviceEvent]:
         """What is there, then what happens; ends after ``close``."""
@@ -170,6 +181,11 @@ class SimWatcher:
             self._push(self._event(WatchEvent.ADDED, node))
         while (event := await self._queue.get()) is not None:
             yield event
+            self._queue.task_done()  # whoever follows has come back for the next one
+
+    async def drained(self) -> None:
+        """Wait until whoever follows has dealt with everything."""
+        await self._queue.join()
 
     def close(self) -> None:
         """End ``events``."""
@@ -177,7 +193,7 @@ class SimWatcher:
 
     def _event(self, kind: WatchEvent, node: str) -> DeviceEvent:
         traits = self.traits.get(node, Traits())
-        return DeviceEvent(kind, node, self.present[node], self.headers.get(node), traits)
+        return DeviceEvent(kind, node, self.present[node], self.headers.get(node), traits, node in self.configured)
 
     def _push(self, event: DeviceEvent) -> None:
         if self._started:  # before that it is part of what is there
