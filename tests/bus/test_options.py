@@ -157,7 +157,7 @@ def test_results():
     change = KeyChange(UUID, "backup", 0, None, 7, 9)
     changed = {"generation": ("u", 0), "keyslot": ("i", -1), "seqid-before": ("t", 7), "seqid-after": ("t", 9)}
     assert plain(result_property(change)) == {"name": ("s", "backup"), **changed}
-    assert plain(result_property(Scrubbed(4096, UUID))) == {"bytes": ("t", 4096)}
+    assert plain(result_property(Scrubbed(4096, UUID, 3))) == {"bytes": ("t", 4096)}
     assert plain(result_property(Committed(UUID, Change(), 7, 9))) == {
         "seqid-before": ("t", 7),
         "seqid-after": ("t", 9),
@@ -250,5 +250,5 @@ def test_differences():
         "token", "3", "change", {},
         {"n": ("t", 1), "m": ("x", -1), "b": ("b", True), "s": ("s", "x"), "l": ("at", [1, 2])},
     ]  # fmt: skip
-    with pytest.raises(TypeError):
-        difference_row(Difference("token", "3", "add", {}, {"nested": {}}))
+    odd = difference_row(Difference("token", "3", "add", {}, {"nested": {"a": [True]}, "huge": 2**64, "slots": ["1"]}))
+    assert plain(odd)[4] == {"nested": ("s", '{"a": [true]}'), "huge": ("s", str(2**64)), "slots": ("s", '["1"]')}
