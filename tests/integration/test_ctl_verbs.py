@@ -67,7 +67,7 @@ async def test_a_set_of_volumes(bed, client, enrolled, keys):
         assert done["state"] == "finished"
         generated = (keys / "generated").read_bytes()
         assert all((one.opens(generated), one.opens(BACKUP)) == (True, False) for one in (enrolled, second))
-        assert "finished on all of them" in (await ctl("status", *both)).decode()
+        assert "finished on all of them" in (await ctl("status", *both, "--set", staged["set"])).decode()
 
 
 async def test_one_volume_without_the_others_of_its_set(bed, client, enrolled, keys):
