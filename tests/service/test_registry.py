@@ -438,6 +438,27 @@ async def test_our_own_changes_are_not_somebody_elses(world, foreign):
     assert foreign.changes == []
 
 
+async def test_what_we_write_while_a_volume_is_looked_at_is_ours(world, foreign):
+    """The look has read the header of before, and says so only when the new one is there."""
+    examine, begun, go = world.volumes.examine, asyncio.Event(), asyncio.Event()
+
+    async def held(ref, **options):
+        seen = await examine(ref, **options)
+        begun.set()
+        await go.wait()
+        return seen
+
+    async with world.running():
+        world.volumes.examine = held
+        world.watcher.put(NODE, UUID)
+        await begun.wait()
+        job = world.start("enroll")
+        job.subscribe(lambda: go.set() if job.step == "done" else None)
+        await job.wait()
+        assert world.registry.get(UUID).view.digest == world.view.digest
+    assert foreign.changes == []
+
+
 async def test_somebody_elses_change_in_the_middle_of_a_job_of_ours_is_told(world, foreign):
     """The job begins again on what is there now; that is ours, and what it found is not."""
     async with world.running():
