@@ -3,7 +3,7 @@
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -21,6 +21,7 @@ from luksrotd.host.backupfile import BackupFiles
 from luksrotd.host.blockdev import BlockDevices
 from luksrotd.host.clock import SystemClock
 from luksrotd.host.entropy import KernelEntropy
+from luksrotd.host.history import JournalHistory
 from luksrotd.host.inventory import FileInventories
 from luksrotd.host.journal import JOURNAL_SOCKET, SystemdJournal
 from luksrotd.host.live import LiveWorkerEngine
@@ -31,9 +32,10 @@ from luksrotd.host.shadow import MemfdShadows
 from luksrotd.host.worker import WorkerEngine
 from luksrotd.luks2.pair import read_pair
 from luksrotd.names import ATOMIC, STEPWISE
-from luksrotd.ports import DeviceLocks, DeviceRef, Host, Journal, KeyslotEngine
+from luksrotd.ports import DeviceLocks, DeviceRef, Host, Journal, KeyslotEngine, Query
 from luksrotd.rotation.sets import SetStatus
 from luksrotd.service.headers import Headers
+from luksrotd.service.history import Chronicle
 from luksrotd.service.sets import VolumeSets
 from luksrotd.service.setwork import SetRequest, SetResult
 from luksrotd.service.stepwise import StepwiseVolumes
@@ -94,6 +96,11 @@ def volumes(engine: str = ATOMIC) -> Volumes:
 def sets() -> VolumeSets:
     """The use cases on sets of volumes, for the same."""
     return VolumeSets(caller_host(CLIENT))
+
+
+async def history(uuid: str, since: int, limit: int) -> Sequence[Mapping[str, str]]:
+    """The newest records of what was done (``ports.Query``), of all volumes where ``uuid`` is ''."""
+    return await Chronicle(JournalHistory()).read(Query(uuid, since, None, limit))
 
 
 def headers() -> Headers:

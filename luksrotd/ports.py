@@ -331,6 +331,7 @@ class Caller:
     """Who asks: the unique bus name, the uid, and whether the call allows interaction.
 
     ``client``, ``unit``: name of the program and its systemd unit, for the record only: they can be forged.
+    ``connection``: on which of the daemon's connections to the bus, one after the other; see ``is_same``.
     """
 
     name: str
@@ -338,6 +339,11 @@ class Caller:
     interactive: bool = False
     client: str = ""
     unit: str = ""
+    connection: int = 0
+
+    def is_same(self, other: "Caller") -> bool:
+        """Whether both are one connection of a client: a bus that was started again gives the same names to others."""
+        return (self.name, self.connection) == (other.name, other.connection)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,27 +7,16 @@ dbus/org.luksrotd1.Device.xml says how a credential and a new secret are describ
 
 import os
 import stat
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from luksrotd import names
 from luksrotd.bus.values import OptionTable
 from luksrotd.errors import InvalidRequest, SecretRejected
 
-CREDENTIAL: Final[OptionTable] = {"fd": "h", "keyfile": "s"}
-NEW_SECRET: Final[OptionTable] = {**CREDENTIAL, "generate": "b"}
+_STORED: Final[OptionTable] = {"fd": "h", "keyfile": "s", "credential": "s"}
+CREDENTIAL: Final[OptionTable] = {**_STORED, "token": "i", "pin-fd": "h"}
+NEW_SECRET: Final[OptionTable] = {**_STORED, "generate": "b"}
 _KEYFILE_MODES: Final = frozenset({0o400, 0o600})
-
-
-def the_member(what: str, described: Mapping[str, Any]) -> tuple[str, Any]:
-    """The one member that describes a secret; raises ``InvalidRequest`` if it is not one."""
-    if len(described) != 1:
-        given = ", ".join(sorted(described)) or "none"
-        raise InvalidRequest(f"cannot use {what}: it must have exactly one member, and has {given}")
-    member, value = next(iter(described.items()))
-    if member == "generate" and value is not True:
-        raise InvalidRequest(f"cannot use {what}: generate can only be true")
-    return member, value
 
 
 def open_keyfile(path: str) -> int:

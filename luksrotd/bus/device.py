@@ -175,7 +175,7 @@ class Device(Interface):
         "a{sv}",
         "o",
         action=names.ACTION_TRANSACTION,
-        options={"timeout": "t", "if-generation": "t"},
+        options={"timeout": "t", **known.IF_GENERATION},
         outputs=["transaction"],
     )
     async def begin_transaction(self, caller: Caller, options: Map) -> str:

@@ -3,7 +3,7 @@
 
 A call is answered in this order, and the first thing that fails is the reply:
 
-1. arguments and options: ``InvalidArgs``;
+1. arguments and options: ``InvalidArgs``; how many calls of the user are under way: ``LimitsExceeded``;
 2. authorization, by ``Interface.questions``: for the action, or the stricter one for volumes of the system, with
    ``Interface.details`` for the agent's text; withdrawn should the caller vanish;
 3. the handler, as ``await handler(interface, caller, *arguments)``;
@@ -131,12 +131,13 @@ class Exposed:
         try:
             arguments = self._arguments(message, fds)
             caller = await interface.guard.callers.current()
-            if self.action:
-                questions = await interface.questions(self.action, self.name, arguments)
-                await interface.guard.authorize_all(caller, questions)
-            has_started = True
-            with acting(caller):
-                result = await self.handler(interface, caller, *arguments)
+            with interface.guard.calls.one_of(caller.uid):
+                if self.action:
+                    questions = await interface.questions(self.action, self.name, arguments)
+                    await interface.guard.authorize_all(caller, questions)
+                has_started = True
+                with acting(caller):
+                    result = await self.handler(interface, caller, *arguments)
             return self._reply(message, result)
         except CallerVanished:
             raise

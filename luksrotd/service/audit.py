@@ -170,6 +170,7 @@ class Audit:
             for name in ("seqid", "keyslots", "generation"):
                 after = "generation" if name == "generation" else f"{name}_after"
                 about[after] = about.get(f"{name}_before")
+        about["phase"] = account.phase or "opening"
         ended: Fields = {"outcome": outcome, "error": code}
         unchanged = outcome is Outcome.UNCHANGED
         self._record(

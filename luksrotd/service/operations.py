@@ -72,7 +72,7 @@ class Operations:
             found = await self._volumes.reconcile(ref, dry_run=True, retire_expired=retire_expired)
             return planning.of_repairs(found)
         seen, change = await self._volumes.plan(ref, lambda view, now: planning.decide(verb, wanted, view, now))
-        return planning.of_change(seen, change, wanted)
+        return planning.of_change(verb, wanted, seen, change)
 
     async def verify(self, uuid: str, owner: Caller, name: str, secrets: Secrets) -> bool:
         """Whether the secret is the managed key ``name``; waits its turn, because it costs as much as a change."""

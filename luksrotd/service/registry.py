@@ -87,6 +87,10 @@ class Registry:
         """Have ``observer`` told of every volume from now on."""
         self._observers.append(observer)
 
+    def unobserve(self, observer: Observer) -> None:
+        """Tell it no more."""
+        self._observers.remove(observer)
+
     def heed(self, runner: Runner) -> None:
         """Let a volume that is no longer managed stay as long as the runner has a job for it."""
         self._runner = runner

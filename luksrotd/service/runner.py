@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from luksrotd.config import Limits
@@ -59,7 +59,7 @@ class Observer(Protocol):
 
 
 class Runner:
-    """Runs jobs, within ``limits``, of which ``memory_kib`` is what holds where they say nothing about memory.
+    """Runs jobs within ``limits``; where these say nothing about memory, it does not matter.
 
     An ended job that somebody may ask about is kept for ``keep_seconds``, and no more than ``keep_jobs`` of them: of
     too many, one of the user with the most of them goes.  ``timers`` move the progress; None for the event loop.
@@ -69,13 +69,11 @@ class Runner:
         self,
         limits: Limits | None = None,
         *,
-        memory_kib: int | None = None,
         keep_seconds: float = KEEP_SECONDS,
         keep_jobs: int = KEEP_JOBS,
         timers: Timers | None = None,
     ) -> None:
-        self._memory_kib = memory_kib
-        self._limits = self._completed(limits or Limits())
+        self._limits = limits or Limits()
         self._keep_seconds = keep_seconds
         self._keep_jobs = keep_jobs
         self._estimator = Estimator(timers)
@@ -84,6 +82,7 @@ class Runner:
         self._queued: dict[int, _Work] = {}
         self._running: dict[int, _Work] = {}
         self._ended: dict[int, tuple[Job, asyncio.TimerHandle]] = {}
+        self._turns: schedule.Turns = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self._stopping = False
@@ -98,13 +97,17 @@ class Runner:
         """Have ``observer`` told of every job from now on."""
         self._observers.append(observer)
 
+    def unobserve(self, observer: Observer) -> None:
+        """Tell it no more."""
+        self._observers.remove(observer)
+
     def busy(self, volume: str) -> bool:
         """Whether a job of the volume runs or waits."""
         return any(volume in work.job.volumes for work in (*self._running.values(), *self._queued.values()))
 
     def configure(self, limits: Limits) -> None:
         """Go by other limits from now on; what runs or waits already stays."""
-        self._limits = self._completed(limits)
+        self._limits = limits
         self._start_what_may()
 
     def submit(self, request: Request) -> Job:
@@ -161,18 +164,17 @@ class Runner:
                 work.task.cancel()
         await self._idle.wait()
 
-    def _completed(self, limits: Limits) -> Limits:
-        return limits if limits.memory_kib is not None else replace(limits, memory_kib=self._memory_kib)
-
     def _refusal(self, new: Entry) -> LuksrotdError | None:
         if self._stopping:
             return Busy(f"cannot start a job: {STOPPING}")
-        return schedule.refusal(_entries(self._running), _entries(self._queued), new, self._limits)
+        return schedule.refusal(_entries(self._running), _entries(self._queued), new, self._limits, self._turns)
 
     def _start_what_may(self) -> None:
         if self._stopping:
             return
-        for entry in schedule.startable(_entries(self._running), _entries(self._queued), self._limits):
+        running, queued = _entries(self._running), _entries(self._queued)
+        for entry in schedule.startable(running, queued, self._limits, self._turns):
+            self._turns = schedule.turns_after(self._turns, entry, queued)
             self._start(self._queued[entry.number])
 
     def _start(self, work: "_Work") -> None:
@@ -237,7 +239,7 @@ class Runner:
             self.cancel(work.job, "its caller is gone")
 
     def _tell(self, event: str, job: Job) -> None:
-        for observer in self._observers:
+        for observer in self._observers.copy():
             try:
                 getattr(observer, event)(job)
             except Exception:  # whoever looks on must not stop a job

@@ -12,7 +12,7 @@ from typing import Final
 
 from luksrotd.errors import Conflict, InvalidRequest, LuksrotdError, SecretRejected, WrongCredential
 from luksrotd.names import DEFAULT_KEY_NAME
-from luksrotd.ports import DeviceRef, GenerateInto, Host, SecretFd, SecretSource
+from luksrotd.ports import DeviceRef, GenerateInto, Host, SecretFd, SecretSource, TokenSource
 from luksrotd.rotation import policy, sets, staging
 from luksrotd.rotation.edits import NEW
 from luksrotd.rotation.keys import RotateRequest
@@ -125,6 +125,8 @@ class VolumeSets:
 
 def _check_repeatable(source: SecretSource) -> None:
     """Raise ``SecretRejected`` for what can be read only once."""
+    if isinstance(source, TokenSource) and source.pin is not None:
+        _check_repeatable(source.pin)
     if isinstance(source, SecretFd):
         mode = os.fstat(source.fd).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):

@@ -266,7 +266,7 @@ class Volumes:
         """Overwrite all keyslot space that no header copy references; the header stays as it is."""
         with self.audit.change(audit.SCRUB, ref) as account:
             done = await scrub.run(self._transactor, ref, account.progress(progress), only_at=self._only_at)
-            account.done(done.uuid, bytes=done.bytes)
+            account.done(done.uuid, bytes=done.bytes, seqid_before=done.seqid, seqid_after=done.seqid)
         return done
 
     def _now(self) -> datetime:

@@ -29,10 +29,21 @@ class Monitor:
         self._arrived.set()
 
     async def wait_for(self, member):
+        await self.until(lambda message: message.member == member)
+
+    async def until(self, is_it):
+        """Wait until there is a message that ``is_it``; that message."""
         async with asyncio.timeout(60):
-            while not any(message.member == member for message in self.messages):
+            while True:
+                for message in self.messages:
+                    if is_it(message):
+                        return message
                 self._arrived.clear()
                 await self._arrived.wait()
+
+    def named(self, name):
+        """The messages with that member, or that error."""
+        return [one for one in self.messages if name in (one.member, (one.error_name or "").rpartition(".")[2])]
 
     def sender_of(self, member):
         return next(message.sender for message in self.messages if message.member == member)

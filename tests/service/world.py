@@ -15,6 +15,8 @@ from luksrotd.service.jobs import Kind
 from luksrotd.service.operations import Operations
 from luksrotd.service.registry import Registry
 from luksrotd.service.runner import Runner
+from luksrotd.service.setjobs import SetJobs
+from luksrotd.service.sets import VolumeSets
 from luksrotd.service.verbs import Wanted
 from luksrotd.service.volume import Volumes
 from tests.support.simdisk import SimDevices, SimDisk
@@ -56,14 +58,16 @@ class Key:
 class World:
     """Everything, simulated but for memfds that hold secrets."""
 
-    def __init__(self, runner=None):
-        self.disk = SimDisk(make_volume([OLD]), path=NODE)
-        self.devices = SimDevices(self.disk)
+    def __init__(self, runner=None, disks=()):
+        self.disks = disks or [SimDisk(make_volume([OLD]), path=NODE)]
+        self.disk = self.disks[0]
+        self.devices = SimDevices(*self.disks)
         self.locks = SimLocks(wait=True)
         self.shadows = SimShadows()
         self.engine = SimEngine()
         self.probe = SimProbe()
         self.journal = SimJournal()
+        self.clock = SimClock()
         self.watcher = SimWatcher()
         self.inventories = SimInventories()
         host = Host(
@@ -73,7 +77,7 @@ class World:
             self.engine,
             self.probe,
             SimEntropy(),
-            SimClock(),
+            self.clock,
             self.journal,
             self.inventories,
         )
@@ -81,9 +85,11 @@ class World:
         self.runner = runner or Runner()
         self.registry = Registry(self.volumes, self.watcher, pause_seconds=0)
         self.operations = Operations(self.volumes, self.registry, self.runner)
+        self.sets = SetJobs(VolumeSets(host), self.registry, self.runner)
         self.closed = []
         self.gone = asyncio.Event()
-        self.watcher.put(NODE, UUID)
+        for disk in self.disks:
+            self.watcher.put(disk.path, parse_pair(disk.content).winner.header.uuid)
 
     @asynccontextmanager
     async def running(self):

@@ -16,6 +16,7 @@ from typing import Any, Self
 from dbus_next.aio.message_bus import MessageBus
 from dbus_next.constants import BusType, MessageFlag, MessageType
 from dbus_next.message import Message
+from dbus_next.signature import Variant
 
 from luksrotd import names
 from tests.support.testbed import TestBed, unprivileged_argv
@@ -149,7 +150,7 @@ class BusClient:
 
 
 class Remote:
-    """A client in a process of another user; values that JSON knows only."""
+    """A client in a process of another user; values that JSON knows, and ``Variant``, only."""
 
     def __init__(self, bed: TestBed, uid: int) -> None:
         self._bed = bed
@@ -159,30 +160,45 @@ class Remote:
 
     async def call(self, *arguments: Any, interactive: bool = False) -> list[Any]:
         """As ``BusClient.call``."""
-        request = json.dumps({"arguments": arguments, "interactive": interactive})
+        return await self._ask({"arguments": arguments, "interactive": interactive})
+
+    def send(self, *arguments: Any, interactive: bool = False) -> None:
+        """Call without waiting for the reply."""
+        self._write({"arguments": arguments, "interactive": interactive, "send": True})
+
+    async def reconnect(self) -> str:
+        """Leave the bus, whatever has been called, and come back; the new unique name."""
+        return str((await self._ask({"reconnect": True}))[0])
+
+    def close(self) -> None:
+        """End the process, and with it the connection."""
+        self._bed.end(self.process)
+
+    async def _ask(self, request: dict[str, Any]) -> list[Any]:
         answer = json.loads(await asyncio.to_thread(self._exchange, request))
         if "error" in answer:
             raise CallFailed(*answer["error"])
         body: list[Any] = answer["body"]
         return body
 
-    def send(self, *arguments: Any, interactive: bool = False) -> None:
-        """Call without waiting for the reply."""
-        self._write(json.dumps({"arguments": arguments, "interactive": interactive}))
-
-    def close(self) -> None:
-        """End the process, and with it the connection."""
-        self._bed.end(self.process)
-
-    def _write(self, request: str) -> None:
+    def _write(self, request: dict[str, Any]) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write(request + "\n")
+        self.process.stdin.write(json.dumps(request, default=_variant_to_json) + "\n")
         self.process.stdin.flush()
 
-    def _exchange(self, request: str) -> str:
+    def _exchange(self, request: dict[str, Any]) -> str:
         self._write(request)
         assert self.process.stdout is not None
         return str(self.process.stdout.readline())
+
+
+def _variant_to_json(value: Any) -> dict[str, Any]:
+    assert isinstance(value, Variant), value
+    return {"@signature": value.signature, "value": value.value}
+
+
+def _variant_from_json(found: dict[str, Any]) -> Any:
+    return Variant(found["@signature"], found["value"]) if "@signature" in found else found
 
 
 def as_user(bed: TestBed, uid: int, module: str, *arguments: str) -> subprocess.Popen[str]:
@@ -197,14 +213,32 @@ def main(arguments: Sequence[str]) -> None:
 
 
 async def _serve() -> None:
-    async with BusClient() as client:
-        while line := await asyncio.to_thread(sys.stdin.readline):
-            request = json.loads(line)
-            try:
-                answer: dict[str, Any] = {
-                    "body": await client.call(*request["arguments"], interactive=request["interactive"])
-                }
-            except CallFailed as error:
-                answer = {"error": [error.name, error.text]}
-            sys.stdout.write(json.dumps(answer) + "\n")
-            sys.stdout.flush()
+    stays = True
+    comes_back = False
+    while stays:
+        async with BusClient() as client:
+            if comes_back:
+                _answer({"body": [client.name]})
+            stays = comes_back = await _serve_connection(client)
+
+
+async def _serve_connection(client: BusClient) -> bool:
+    """Until it is to be left; whether there shall be another one."""
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        request = json.loads(line, object_hook=_variant_from_json)
+        if "reconnect" in request:
+            return True
+        if "send" in request:
+            flags = MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION if request["interactive"] else MessageFlag.NONE
+            await client.bus.send(client.message(*request["arguments"], flags=flags))
+            continue
+        try:
+            _answer({"body": await client.call(*request["arguments"], interactive=request["interactive"])})
+        except CallFailed as error:
+            _answer({"error": [error.name, error.text]})
+    return False
+
+
+def _answer(answer: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(answer, default=_variant_to_json) + "\n")
+    sys.stdout.flush()

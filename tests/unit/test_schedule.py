@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from luksrotd.config import Limits
 from luksrotd.errors import Busy, TooMany
-from luksrotd.service.schedule import ROOT, Entry, refusal, startable
+from luksrotd.service.schedule import ROOT, Entry, Turns, refusal, startable, turns_after
 
 LIMITS = Limits(jobs=2, memory_kib=100, waiting=3, waiting_per_volume=2, jobs_per_user=4)
 ANN, BEN = 1000, 1001
@@ -24,8 +24,10 @@ def entry(word: str, owner: int | None = ROOT) -> Entry:
     return Entry(int(number), frozenset(name[len(number) :]), owner, int(memory or 0))
 
 
-def started(running: list[Entry], queued: list[Entry], limits: Limits = LIMITS) -> list[int]:
-    return [entry.number for entry in startable(running, queued, limits)]
+def started(
+    running: list[Entry], queued: list[Entry], limits: Limits = LIMITS, turns: Turns | None = None
+) -> list[int]:
+    return [entry.number for entry in startable(running, queued, limits, turns)]
 
 
 def text_of(running: list[Entry], queued: list[Entry], new: Entry, kind: type) -> str:
@@ -75,6 +77,32 @@ def test_users_take_turns():
     assert started([], queued) == [0, 3]
     assert started(entries("9x", ANN), queued) == [3]
     assert started(entries("9x", BEN), queued) == [0]
+
+
+def test_users_take_turns_where_one_job_runs_at_a_time():
+    limits, turns, order = Limits(jobs=1), dict[int | None, tuple[int, int]](), []
+    queued = entries("0a 1b 2c", ANN) + entries("3d 4e", BEN) + entries("5f", ROOT)
+    while queued:
+        (entry,) = startable([], queued, limits, turns)
+        turns = turns_after(turns, entry, queued)
+        queued.remove(entry)
+        order.append(entry.number)
+    assert order == [0, 3, 5, 1, 4, 2]
+
+
+def test_who_comes_later_does_not_go_before_one_whose_turn_it_is():
+    limits = Limits(jobs=1)
+    queued = entries("1b", ANN) + entries("6d", BEN)
+    assert started([], queued, limits, {ANN: (5, 1)}) == [1], "it came after the start of Ann's last one"
+    assert started([], queued, limits, {ANN: (6, 1)}) == [6], "it came before"
+
+
+def test_a_turn_that_does_not_matter_any_more_is_forgotten():
+    queued = entries("5a", ANN) + entries("8b", BEN)
+    before = {ROOT: (4, 1), BEN: (5, 3), ANN: (2, 1)}
+    after = turns_after(before, queued[0], queued)
+    assert after == {BEN: (5, 3), ANN: (8, 1)}
+    assert turns_after(after, queued[1], queued) == {BEN: (8, 2), ANN: (8, 1)}
 
 
 def test_the_turn_counts_what_can_run_not_what_waits_for_a_volume():
@@ -155,13 +183,14 @@ class World:
         self.limits = limits
         self.running: list[Entry] = []
         self.queued: list[Entry] = []
+        self.turns: Turns = {}
         self.taken: list[Entry] = []
         self.started: list[Entry] = []
         self.number = 0
 
     def arrive(self, volumes: frozenset[str], owner: int | None, memory: int) -> Entry | None:
         new = Entry(self.number, volumes, owner, memory)
-        if refusal(self.running, self.queued, new, self.limits) is not None:
+        if refusal(self.running, self.queued, new, self.limits, self.turns) is not None:
             assert self.queued or owner in (ANN, BEN)
             return None
         self.number += 1
@@ -175,11 +204,13 @@ class World:
         self.settle()
 
     def settle(self) -> None:
-        for entry in startable(self.running, self.queued, self.limits):
+        queued = self.queued.copy()
+        for entry in startable(self.running, queued, self.limits, self.turns):
+            self.turns = turns_after(self.turns, entry, queued)
             self.queued.remove(entry)
             self.running.append(entry)
             self.started.append(entry)
-        assert not startable(self.running, self.queued, self.limits)
+        assert not startable(self.running, self.queued, self.limits, self.turns)
         self.check()
 
     def check(self) -> None:
