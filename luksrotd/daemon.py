@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import luksrotd
 from luksrotd import direct
+from luksrotd.bus.inhibitor import LogindInhibitor
 from luksrotd.bus.link import Links, Outfit
 from luksrotd.bus.served import Served
 from luksrotd.config import Config
@@ -67,6 +68,7 @@ class Daemon:
         self._watcher = watcher
         self._manager = manager
         self._read = read
+        host = replace(host, inhibitor=LogindInhibitor(lambda: self._links.bus))
         volumes = Volumes(host)
         self._audit = Audit(host)
         self._links = Links(
@@ -172,8 +174,10 @@ class Daemon:
             self._troubles.pop("configuration", None)
             try:
                 self.configure(settled(await in_thread(self._read)))
+                self._audit.configured()
             except ConfigError as error:
                 log.error("%s; the old configuration stays", error)
+                self._audit.misconfigured(error.message)
                 self._troubles["configuration"] = f"{error}; the old configuration stays"
             self._manager.ready(self._status())
 
@@ -272,7 +276,7 @@ async def serve(decorators: Decorators) -> int:
 
 def launch(decorators: Decorators | None = None) -> int:
     """Run the daemon in this process; the exit status."""
-    _log_to_stderr()
+    _log_to_stderr("%(levelname)s: %(name)s: %(message)s")
     if os.geteuid() != 0:
         log.error("cannot serve: must be run as root")
         return 1
@@ -282,7 +286,7 @@ def launch(decorators: Decorators | None = None) -> int:
 
 def check_config() -> int:
     """Read the configuration and say what is wrong with it; the exit status: 0 nothing (but for warnings), else 78."""
-    _log_to_stderr()
+    _log_to_stderr("%(levelname)s: %(message)s")
     try:
         settled(configuration())
     except ConfigError as error:
@@ -291,8 +295,8 @@ def check_config() -> int:
     return 0
 
 
-def _log_to_stderr() -> None:
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s: %(name)s: %(message)s")
+def _log_to_stderr(form: str) -> None:
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=form)
 
 
 def _on_loop_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
