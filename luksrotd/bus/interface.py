@@ -218,14 +218,14 @@ class Interface:
 def _describe(method: Exposed) -> introspection.Method:
     inputs = _arguments(method.in_tree.types, method.inputs, ArgDirection.IN)
     outputs = _arguments(method.out_tree.types, method.outputs, ArgDirection.OUT)
-    return introspection.Method(method.name, inputs, outputs)
+    return _AnnotatedMethod(method.name, method.passes_fds, inputs, outputs)
 
 
 def _arguments(
     kinds: Sequence[SignatureType], names: Sequence[str], direction: ArgDirection
 ) -> list[introspection.Arg]:
     return [
-        _AnnotatedArg(kind, direction, name)  # type: ignore[arg-type] # dbus-next says list, and means one
+        introspection.Arg(kind, direction, name)  # type: ignore[arg-type] # dbus-next says list, and means one
         for kind, name in zip(kinds, names, strict=True)
     ]
 
@@ -241,11 +241,17 @@ class _AnnotatedInterface(introspection.Interface):
         return element
 
 
-class _AnnotatedArg(introspection.Arg):
+class _AnnotatedMethod(introspection.Method):
+    """``passes_fds``: also in a dictionary, where its signature does not show it."""
+
+    def __init__(self, name: str, passes_fds: bool, *arguments: list[introspection.Arg]) -> None:
+        super().__init__(name, *arguments)
+        self._passes_fds = passes_fds
+
     def to_xml(self) -> ElementTree.Element:
         element: ElementTree.Element = super().to_xml()
-        if self.signature == "h":
-            ElementTree.SubElement(element, "annotation", name=UNIX_FD, value="true")
+        if self._passes_fds:
+            element.insert(0, ElementTree.Element("annotation", name=UNIX_FD, value="true"))
         return element
 
 

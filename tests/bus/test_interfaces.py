@@ -83,9 +83,11 @@ def test_annotations_are_as_they_should_be(interface):
     element = ElementTree.parse(PROJECT / "dbus" / f"{interface.name}.xml").getroot().find("interface")
     notes = {note.get("name"): note.get("value") for note in element.findall("annotation")}
     assert notes == {"org.gtk.GDBus.Since": interface.doc.parameters["since"]}
-    for argument in element.iter("arg"):
-        marked = [note.get("name") for note in argument.findall("annotation")]
-        assert marked == (["org.gtk.GDBus.C.UnixFD"] if argument.get("type") == "h" else [])
+    for method in element.iter("method"):
+        marked = [note.get("name") for note in method.findall("annotation")]
+        names_of = {argument.get("name") for argument in method.iter("arg")}
+        passes = names_of & set(SECRETS) or any(argument.get("type") == "h" for argument in method.iter("arg"))
+        assert marked == (["org.gtk.GDBus.C.UnixFD"] if passes else [])
 
 
 # -- the code --------------------------------------------------------------------------------------------------

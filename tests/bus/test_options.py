@@ -157,7 +157,7 @@ def test_results():
     change = KeyChange(UUID, "backup", 0, None, 7, 9)
     changed = {"generation": ("u", 0), "keyslot": ("i", -1), "seqid-before": ("t", 7), "seqid-after": ("t", 9)}
     assert plain(result_property(change)) == {"name": ("s", "backup"), **changed}
-    assert plain(result_property(Scrubbed(4096, UUID))) == {"bytes": ("t", 4096)}
+    assert plain(result_property(Scrubbed(4096, UUID, 7))) == {"bytes": ("t", 4096)}
     assert plain(result_property(Committed(UUID, Change(), 7, 9))) == {
         "seqid-before": ("t", 7),
         "seqid-after": ("t", 9),
