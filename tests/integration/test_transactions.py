@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,7 @@ class Composer:
         await self.with_secret("Unlock", secret, **options)
 
     async def add(self, secret=NEW, **options):
-        return await self.with_secret("AddKeyslot", secret, **FAST, **options)
+        return await self.with_secret("AddKeyslot", secret, **{**FAST, **options})
 
     async def set_token(self, text=TOKEN, **options):
         return await self.call("SetToken", "sa{sv}", text, options)
@@ -187,8 +188,8 @@ def keys(bed):
 async def test_any_mix_of_edits_in_one_commit(daemon, client, volume, source):
     makeimage.add_key(volume.node, OLD, b"goes")
     makeimage.import_token(volume.node, {**NOTE, "keyslots": ["1"]}, 2)
-    seen = await appeared(client, volume.path)
     tx = await Composer.begin(client, volume)
+    seen = await tx.properties()
     assert (await client.signal("InterfacesAdded")).body[0] == tx.path
     before = volume.headers()
     await tx.unlock(source=source)
@@ -261,10 +262,9 @@ async def test_the_volume_key_unlocks_it_too(daemon, client, volume, bed):
     )  # fmt: skip
     tx = await Composer.begin(client, volume)
     await tx.add()
-    assert await refused(tx.unlock(volume_key=OLD) if False else tx.unlock(**{"volume-key": Variant("b", True)})) == (
-        ERROR + "WrongCredential"
-    )
-    await tx.unlock(dumped.read_bytes(), **{"volume-key": Variant("b", True)})
+    volume_key = {"volume-key": Variant("b", True)}
+    assert await refused(tx.unlock(OLD, **volume_key)) == ERROR + "WrongCredential"
+    await tx.unlock(dumped.read_bytes(), **volume_key)
     dumped.unlink()
     assert (await ended(client, await tx.commit()))["State"] == "finished"
     assert volume.opens(NEW)
@@ -277,11 +277,12 @@ async def test_nobody_but_its_owner_may_do_anything_with_it(daemon, client, volu
     tx = await Composer.begin(client, volume)
     async with BusClient() as stranger:
         theirs = Composer(stranger, tx.path)
-        for call in (
-            theirs.unlock(), theirs.add(), theirs.set_token(), theirs.remove_token(0), theirs.destroy(0),
-            theirs.plan(), theirs.commit(), theirs.abort(),
-        ):  # fmt: skip
-            assert await refused(call) == ERROR + "NotAuthorized"
+        calls = (
+            theirs.unlock, theirs.add, theirs.set_token, partial(theirs.remove_token, 0), partial(theirs.destroy, 0),
+            theirs.plan, theirs.commit, theirs.abort,
+        )  # fmt: skip
+        for call in calls:
+            assert await refused(call()) == ERROR + "NotAuthorized"
         assert (await theirs.properties())["Owner"] == client.name
     await tx.abort()
     await gone(client, tx.path)
@@ -374,7 +375,7 @@ async def test_killed_while_it_is_asked_for_a_right(daemon, client, volume, bed,
         tx = await Composer.begin(remote, volume)
         body = [{"keyfile": Variant("s", str(keys[0]))}, {}]
         remote.send(tx.path, TRANSACTION, "Unlock", "a{sv}a{sv}", body, interactive=True)
-        await asyncio.to_thread(agent.wait_for, "asked")
+        await asyncio.to_thread(agent.wait_for, "begin")
         kill(remote)
         await gone(client, tx.path)
     remote.close()
@@ -422,6 +423,20 @@ async def test_its_time_is_up(daemon, client, volume):
     await (await Composer.begin(client, volume, timeout=Variant("t", 3_600_000_000))).abort()
 
 
+def pull(volume):
+    """As when its cable is pulled: detached, a loop device that is in use would wait for its last user."""
+    Path("/sys/class/block", Path(volume.node).name, "uevent").write_text("remove")
+
+
+async def test_its_volume_is_pulled(daemon, client, volume):
+    tx = await Composer.begin(client, volume)
+    await tx.unlock()
+    await tx.add()
+    volume.detach()
+    await gone(client, tx.path)
+    await until(lambda: not [link for link in open_files(daemon, volume)[0] if "memfd" in link])
+
+
 @pytest.mark.parametrize("end", ["time", "Abort", "unplugged", "SIGTERM"])
 async def test_it_ends_while_its_credential_is_tried(bed, client, slow, end):
     async with running(bed, client) as daemon:
@@ -433,7 +448,7 @@ async def test_it_ends_while_its_credential_is_tried(bed, client, slow, end):
         if end == "Abort":
             await tx.abort()
         if end == "unplugged":
-            slow.detach()
+            pull(slow)
         if end == "SIGTERM":
             daemon.terminate()
         assert await refused(unlocking) == ERROR + "Cancelled"
@@ -496,37 +511,35 @@ async def test_a_refusal_leaves_it_open(daemon, client, volume):
 async def test_nonsense_gets_an_error_each_and_leaves_it_as_it_was(daemon, client, volume):
     async with nothing_left(client, daemon, volume):
         tx = await Composer.begin(client, volume)
+        keyslot, token = (lambda number, name=name: {name: Variant("u", number)} for name in ("keyslot", "token"))
         wrong = [
-            *(tx.add(keyslot=Variant("u", number)) for number in (0, 32, 2**32 - 1)),
-            tx.add(keyslot=Variant("i", 1)),
-            tx.add(pbkdf=Variant("s", "md5")),
-            tx.add(data=Variant("s", "{}")),
-            *(tx.set_token(token=Variant("u", number)) for number in (32, 2**32 - 1)),
-            *(tx.destroy(number) for number in (1, 32, 2**32 - 1)),
-            *(tx.remove_token(number) for number in (0, 32, 2**32 - 1)),
-            tx.set_token(""),
-            tx.set_token("[]"),
-            tx.set_token("{}"),
-            tx.set_token('{"type":"note","keyslots":[],"type":"other"}'),
-            tx.set_token("[" * 1_000_000),
-            tx.set_token('{"x":' * 100_000),
-            tx.set_token(json.dumps({**NOTE, "x": "x" * 20_000_000})),
-            tx.set_token(json.dumps({"type": names.TOKEN_TYPE, "keyslots": []})),
-            tx.unlock(unknown=Variant("b", True)),
-            tx.unlock(**{"volume-key": Variant("u", 1)}),
-            tx.call("Unlock", "a{sv}a{sv}", {}, {}),
-            tx.call("Unlock", "a{sv}a{sv}", {"fd": Variant("h", 3)}, {}),
-            tx.call("Unlock", "a{sv}a{sv}", {"generate": Variant("b", True)}, {}),
-            tx.call("AddKeyslot", "a{sv}a{sv}", {"generate": Variant("b", False)}, {}),
-            tx.call("Commit", "a{sv}", {"now": Variant("b", True)}),
+            *(partial(tx.add, **keyslot(number)) for number in (0, 32, 2**32 - 1)),
+            partial(tx.add, keyslot=Variant("i", 1)),
+            partial(tx.add, pbkdf=Variant("s", "md5")),
+            partial(tx.add, data=Variant("s", "{}")),
+            *(partial(tx.set_token, **token(number)) for number in (32, 2**32 - 1)),
+            *(partial(tx.destroy, number) for number in (1, 32, 2**32 - 1)),
+            *(partial(tx.remove_token, number) for number in (0, 32, 2**32 - 1)),
+            *(partial(tx.set_token, text) for text in ("", "[]", "{}", "[" * 100_000, '{"x":' * 20_000)),
+            partial(tx.set_token, '{"type":"note","keyslots":[],"type":"other"}'),
+            partial(tx.set_token, json.dumps({**NOTE, "x": "x" * 100_000})),
+            partial(tx.set_token, json.dumps({**NOTE, "type": names.TOKEN_TYPE})),
+            partial(tx.unlock, unknown=Variant("b", True)),
+            partial(tx.unlock, **{"volume-key": Variant("u", 1)}),
+            partial(tx.call, "Unlock", "a{sv}a{sv}", {}, {}),
+            partial(tx.call, "Unlock", "a{sv}a{sv}", {"fd": Variant("h", 3)}, {}),
+            partial(tx.call, "Unlock", "a{sv}a{sv}", {"generate": Variant("b", True)}, {}),
+            partial(tx.call, "AddKeyslot", "a{sv}a{sv}", {"generate": Variant("b", False)}, {}),
+            partial(tx.call, "Commit", "a{sv}", {"now": Variant("b", True)}),
         ]
         for number, call in enumerate(wrong):
-            assert await refused(call) == INVALID, number
-        for source in (
-            lambda _: os.open("/", os.O_RDONLY),
-            lambda _: os.open("/dev/zero", os.O_RDONLY),
-            lambda _: pipe(b""),
-        ):
+            assert await refused(call()) == INVALID, number
+        assert await refused(tx.set_token("x" * 20_000_000)) == LIMITS
+        for path in ("/", "/dev/zero", "pipe"):
+
+            def source(_, path=path):
+                return pipe(b"") if path == "pipe" else os.open(path, os.O_RDONLY)
+
             assert await refused(tx.unlock(source=source)) == ERROR + "SecretRejected"
             assert await refused(tx.add(source=source)) == ERROR + "SecretRejected"
         assert await refused(tx.plan()) == INVALID
