@@ -23,6 +23,7 @@ from luksrotd.host import configfiles
 from luksrotd.host.credentials import ServiceCredentials
 from luksrotd.host.hardening import harden
 from luksrotd.host.history import JournalHistory
+from luksrotd.host.images import ImageWatcher
 from luksrotd.host.keeping import PipeKeeper
 from luksrotd.host.memory import available_kib
 from luksrotd.host.notify import ServiceManager, watchdog_interval
@@ -80,7 +81,8 @@ class Daemon:
             )
         )
         self._runner = Runner()
-        self._registry = Registry(volumes, watcher)
+        self._images = ImageWatcher(direct.uuid_of)
+        self._registry = Registry(volumes, watcher, self._images)
         drafts = Drafts(host, Means(self._registry, self._runner, PipeKeeper()), self._links.gone)
         self._served = Served(
             Operations(volumes, self._registry, self._runner),
@@ -90,7 +92,6 @@ class Daemon:
             self._runner,
             Chronicle(JournalHistory()),
         )
-        self._registry.heed(self._runner)
         self._registry.observe(self)
         self._ready = False
         self._troubles: dict[str, str] = {}
@@ -104,6 +105,7 @@ class Daemon:
         self._served.runner.configure(limits)
         self._served.drafts.configure(limits)
         self._served.registry.configure(config.devices)
+        self._images.configure(config.volumes)
 
     async def run(self, stop: asyncio.Event, reload: asyncio.Event) -> int:
         """Serve until ``stop`` is set; the exit status: 0 if it was, 1 if the name, the bus or udev cannot be had.
@@ -223,6 +225,7 @@ class Daemon:
 
     async def _follow(self) -> None:
         try:
+            await self._images.ready()
             await self._registry.run()
         except* LuksrotdError as errors:
             for error in errors.exceptions:
