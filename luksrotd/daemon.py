@@ -39,6 +39,7 @@ from luksrotd.service.jobs import State
 from luksrotd.service.operations import Operations
 from luksrotd.service.owned import Means
 from luksrotd.service.registry import Registry, Volume
+from luksrotd.service.reporter import Reporter
 from luksrotd.service.runner import Runner
 from luksrotd.service.setjobs import SetJobs
 from luksrotd.service.sets import VolumeSets
@@ -66,7 +67,6 @@ class Daemon:
     """The daemon; ``host`` and ``watcher`` are the ports that it works with, ``read`` gets the configuration again."""
 
     def __init__(self, host: Host, watcher: Watcher, manager: ServiceManager, read: Callable[[], Parsed]) -> None:
-        self._watcher = watcher
         self._manager = manager
         self._read = read
         host = replace(host, inhibitor=LogindInhibitor(lambda: self._links.bus))
@@ -93,6 +93,7 @@ class Daemon:
             Chronicle(JournalHistory()),
         )
         self._registry.observe(self)
+        self._registry.observe(Reporter(self._audit))
         self._ready = False
         self._troubles: dict[str, str] = {}
 
@@ -224,6 +225,7 @@ class Daemon:
             await asyncio.sleep(EXTEND_SECONDS / 2)
 
     async def _follow(self) -> None:
+        await self._images.ready()
         try:
             await self._images.ready()
             await self._registry.run()

@@ -11,6 +11,7 @@ import pytest
 
 from luksrotd import names
 from tests.integration.test_jobs import SLOW, until, workers_of
+from tests.support import makeimage
 from tests.support.busclient import BusClient, CallFailed
 from tests.support.daemon_process import BACKUP, ENVIRONMENT, NEW, OLD, appeared, disk, ended, reached, start, take_key
 from tests.support.fake_logind import FakeLogind
@@ -249,6 +250,47 @@ async def test_a_reload_changes_what_is_managed(bed, volume, config):
         config("", "luksrotd.conf.d/10-deny.conf")
         daemon.reload()
         assert (await client.signal("InterfacesAdded")).body[0] == volume.path
+
+
+async def test_volumes_that_udev_does_not_show(bed, tmp_path, config):
+    """An image file from the start, and a detached header since a reload; each can be rotated."""
+    image, header, data = tmp_path / "vault.img", tmp_path / "data.hdr", tmp_path / "data.img"
+    makeimage.make_image(image, key=OLD)
+    makeimage.make_image(header, key=OLD)
+    data.write_bytes(bytes(1 << 20))
+    config(f"[Volume]\nPath={image}\n")
+    async with managed(bed, config=config.directory) as daemon, BusClient() as client:
+        await client.subscribe()
+        listed = (names.ROOT_PATH, names.MANAGER_INTERFACE, "GetDevice", "sa{sv}")
+        (vault,) = await client.call(*listed, [str(image), {}])
+        config(f"[Volume]\nPath={image}\n[Volume]\nPath={data}\nHeader={header}\n")
+        daemon.reload()
+        path = (await client.signal("InterfacesAdded")).body[0]
+        seen = await client.get_all(path, DEVICE)
+        assert (seen["Node"], seen["Header"]) == (str(data), str(header))
+        for volume in (vault, path):
+            assert (await ended(client, await start(client, volume, "Enroll", new=BACKUP)))["State"] == "finished"
+        assert makeimage.cryptsetup_opens(str(image), BACKUP)
+        assert makeimage.cryptsetup_opens(str(header), BACKUP)
+        config("")
+        daemon.reload()
+        assert {(await client.signal("InterfacesRemoved")).body[0] for _ in range(2)} == {vault, path}
+
+
+async def test_limits_hold_from_the_next_job_on(bed, volume, config):
+    async with managed(bed, config=config.directory) as daemon, BusClient() as client:
+        await client.subscribe()
+        await enrol(client, volume)
+        config("[Limits]\nWaitingJobsPerVolume=1\n")
+        daemon.reload()
+        await daemon.manager.hears("READY=1")
+        jobs = [await start(client, volume.path, **SLOW) for _ in range(2)]
+        with pytest.raises(CallFailed) as caught:
+            await start(client, volume.path)
+        assert caught.value.name == names.ERROR_PREFIX + "Busy"
+        for job in reversed(jobs):
+            await client.call(job, JOB, "Cancel", "a{sv}", [{}])
+            await ended(client, job)
 
 
 async def test_with_a_bad_file_the_old_configuration_stays(bed, volume, config):
