@@ -15,6 +15,7 @@ from luksrotd import direct, names
 from luksrotd.config import ManagedVolume
 from luksrotd.host.images import ImageWatcher
 from luksrotd.host.udev import UdevWatcher
+from luksrotd.ports import DeviceRef
 from luksrotd.service.registry import Registry
 from luksrotd.service.volume import Volumes
 from tests.support import forge, makeimage
@@ -107,6 +108,10 @@ async def test_somebody_elses_changes_are_signalled_and_ours_are_not(bed, enroll
     same = await settled(client, path, Label="another")
     assert await told(client, path, before) == (before, "same")
     assert len({seen["HeaderDigest"] for seen in (first, older, same)}) == 3
+
+    # To the daemon, luksrotctl --direct is somebody else too.
+    done = await direct.volumes().set_data(DeviceRef(node), {"by": "another process"})
+    assert await told(client, path, done.seqid_after) == (before, "newer")
 
     assert (await ended(client, await start(client, path, new=BACKUP)))["State"] == "finished"
     await asyncio.to_thread(run, "udevadm", "settle")
