@@ -63,11 +63,7 @@ class Manager(Interface):
     @exposed("sa{sv}", "o", action=names.ACTION_LIST, outputs=["object"])
     async def get_device(self, caller: Caller, device: str, options: Map) -> str:
         """One volume, by its UUID or a path that leads to its device."""
-        if len(device) > PATH_MAX:
-            raise UnknownDevice("cannot find the device: no path is so long")
-        if device.startswith("/") and "\0" not in device:
-            device = await asyncio.to_thread(os.path.realpath, device)  # may hang, on a dead network file system
-        return device_path(self._registry.find(device).uuid)
+        return device_path(self._registry.find(await _resolved(device)).uuid)
 
     @exposed("a{sv}", "aa{sv}", action=names.ACTION_HISTORY, options=history.OPTIONS, outputs=["entries"])
     async def get_history(self, caller: Caller, options: Mapping[str, Any]) -> list[dict[str, Variant]]:
@@ -160,6 +156,15 @@ class Manager(Interface):
     def version(self) -> str:
         """The daemon's version."""
         return luksrotd.__version__
+
+
+async def _resolved(device: str) -> str:
+    """A path without symlinks; raises ``UnknownDevice`` for one that is too long."""
+    if len(device) > PATH_MAX:
+        raise UnknownDevice("cannot find the device: no path is so long")
+    if not device.startswith("/") or "\0" in device:
+        return device
+    return await asyncio.to_thread(os.path.realpath, device)  # may hang, on a dead network file system
 
 
 def _about(volumes: Sequence[Volume], key: str) -> Mapping[str, str]:
