@@ -39,6 +39,7 @@ from luksrotd.service.jobs import State
 from luksrotd.service.operations import Operations
 from luksrotd.service.owned import Means
 from luksrotd.service.registry import Registry, Volume
+from luksrotd.service.reporter import Reporter
 from luksrotd.service.runner import Runner
 from luksrotd.service.setjobs import SetJobs
 from luksrotd.service.sets import VolumeSets
@@ -92,6 +93,7 @@ class Daemon:
             Chronicle(JournalHistory()),
         )
         self._registry.observe(self)
+        self._registry.observe(Reporter(self._audit))
         self._ready = False
         self._troubles: dict[str, str] = {}
 

@@ -27,15 +27,22 @@ from tests.support.testbed import PROJECT
 
 pytestmark = pytest.mark.asyncio
 INTROSPECTABLE, PEER = "org.freedesktop.DBus.Introspectable", "org.freedesktop.DBus.Peer"
-OWNER, STRANGER, CHALLENGED = "games", "nobody", "man"
+OWNER, STRANGER, CHALLENGED, BORROWER = "games", "nobody", "man", "lp"
 RULES = """
 polkit.addRule(function (action, subject) {
     if (action.id.indexOf("org.luksrotd1.") == 0 && subject.user != "root") {
         var results = { "games": polkit.Result.YES, "nobody": polkit.Result.NO, "man": polkit.Result.AUTH_ADMIN };
-        return results[subject.user];
+        if (subject.user != "lp") {
+            return results[subject.user];
+        }
+        if (action.id.indexOf(".use-") > 0) {
+            return polkit.Result.AUTH_ADMIN;
+        }
+        return action.id.indexOf(".generate-key") > 0 ? polkit.Result.NO : polkit.Result.YES;
     }
 });
 """
+KEYFILE = {"keyfile": Variant("s", "/nowhere")}
 PAST = "past"
 NO = names.ERROR_PREFIX + "NotAuthorized"
 NEEDS_A_PERSON = "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"
@@ -282,6 +289,34 @@ async def test_the_question_is_withdrawn_when_its_caller_leaves(bed, client, vol
             assert (last.flags, [last.cancellation]) == (WITH_A_PERSON, withdrawn.body), row
     assert await client.get_all(mine.doomed, names.JOB_INTERFACE) == before
     assert await owner(client)
+
+
+@pytest.mark.parametrize(
+    ("credential", "new_secret", "refusal", "rights"),
+    [
+        (KEYFILE, KEYFILE, NEEDS_A_PERSON, [names.ACTION_KEYFILE]),
+        ({"credential": Variant("s", "x")}, KEYFILE, NEEDS_A_PERSON, [names.ACTION_KEYFILE, names.ACTION_CREDENTIAL]),
+        ({"token": Variant("i", -1)}, KEYFILE, NEEDS_A_PERSON, [names.ACTION_KEYFILE, names.ACTION_TOKEN]),
+        (KEYFILE, {"generate": Variant("b", True)}, NO, [names.ACTION_KEYFILE, names.ACTION_GENERATE]),
+    ],
+)
+async def test_each_kind_of_secret_is_asked_about_beside_the_verb(
+    daemon, client, volume, remote, credential, new_secret, refusal, rights
+):
+    caller = remote(BORROWER)
+    call = (volume.path, names.DEVICE_INTERFACE, "Rotate", "sa{sv}a{sv}a{sv}", ["", credential, new_secret, {}])
+    for interactive in (False, True):
+        async with watched(client) as (_, asked):
+            with pytest.raises(CallFailed) as caught:
+                await caller.call(*call, interactive=interactive)
+            questions = await asked()
+        # Interactive or not, nobody authenticates for the one where the other is refused.
+        shown = interactive and refusal == NEEDS_A_PERSON
+        assert caught.value.name == (NO if interactive else refusal)
+        actions = [names.system_action(names.ACTION_ROTATE), *rights, *rights[:shown]]
+        assert [question.action for question in questions] == actions
+        assert {question.details["device"] for question in questions} == {volume.node}
+        assert all(question.details.get(detail) for question in questions for detail in spoken_of(question.action))
 
 
 async def test_polkit_may_come_and_go(bed, daemon, client, volume, remote):
