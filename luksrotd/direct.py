@@ -3,7 +3,7 @@
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -21,6 +21,7 @@ from luksrotd.host.backupfile import BackupFiles
 from luksrotd.host.blockdev import BlockDevices
 from luksrotd.host.clock import SystemClock
 from luksrotd.host.entropy import KernelEntropy
+from luksrotd.host.history import JournalHistory
 from luksrotd.host.inventory import FileInventories
 from luksrotd.host.journal import JOURNAL_SOCKET, SystemdJournal
 from luksrotd.host.live import LiveWorkerEngine
@@ -31,9 +32,10 @@ from luksrotd.host.shadow import MemfdShadows
 from luksrotd.host.worker import WorkerEngine
 from luksrotd.luks2.pair import read_pair
 from luksrotd.names import ATOMIC, STEPWISE
-from luksrotd.ports import DeviceLocks, DeviceRef, Host, Journal, KeyslotEngine
+from luksrotd.ports import DeviceLocks, DeviceRef, Host, Journal, KeyslotEngine, Query
 from luksrotd.rotation.sets import SetStatus
 from luksrotd.service.headers import Headers
+from luksrotd.service.history import Chronicle
 from luksrotd.service.sets import VolumeSets
 from luksrotd.service.setwork import SetRequest, SetResult
 from luksrotd.service.stepwise import StepwiseVolumes
@@ -96,6 +98,11 @@ def sets() -> VolumeSets:
     return VolumeSets(caller_host(CLIENT))
 
 
+async def history(uuid: str, since: int, limit: int) -> Sequence[Mapping[str, str]]:
+    """The newest records of what was done (``ports.Query``), of all volumes where ``uuid`` is ''."""
+    return await Chronicle(JournalHistory()).read(Query(uuid, since, None, limit))
+
+
 def headers() -> Headers:
     """Header backup and restore, for the same."""
     return Headers(caller_host(CLIENT), BackupFiles())
@@ -125,7 +132,7 @@ def node_of(uuid: str) -> str:
     link = BY_UUID / uuid.lower()
     if link.exists():
         return str(link.resolve())
-    found = [node for node in scan() if _uuid(node) == uuid.lower()]
+    found = [node for node in scan() if uuid_of(DeviceRef(node)) == uuid.lower()]
     if not found:
         raise UnknownDevice(f"cannot find a block device with the LUKS UUID {uuid}")
     if len(found) > 1:
@@ -150,6 +157,22 @@ def scan() -> tuple[str, ...]:
     return tuple(found)
 
 
+def uuid_of(ref: DeviceRef) -> str | None:
+    """The LUKS UUID, ``None`` for what is no LUKS2; blocks, raises ``FormatError`` and ``DeviceError``."""
+    try:
+        device = BlockDevices().open(ref)
+        try:
+            return read_pair(device.read, device.size).winner.header.uuid
+        finally:
+            device.close()
+    except (UnknownDevice, NotLuks2):
+        return None
+    except DeviceError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _ABSENT:
+            return None
+        raise
+
+
 def _nodes() -> Iterable[str]:
     """In the kernel's order of names, numbers by value."""
     try:
@@ -169,26 +192,10 @@ def _nodes() -> Iterable[str]:
 def _holds_luks2(node: str) -> bool:
     """Raises ``PermissionError``; a device that fails holds nothing."""
     try:
-        return _uuid(node) is not None
+        return uuid_of(DeviceRef(node)) is not None
     except FormatError:
         return True
     except LuksrotdError as error:
         if isinstance(error.__cause__, PermissionError):
             raise error.__cause__ from None
         return False
-
-
-def _uuid(node: str) -> str | None:
-    """The LUKS UUID, ``None`` for what is no LUKS2; raises ``FormatError`` and ``DeviceError``."""
-    try:
-        device = BlockDevices().open(DeviceRef(node))
-        try:
-            return read_pair(device.read, device.size).winner.header.uuid
-        finally:
-            device.close()
-    except (UnknownDevice, NotLuks2):
-        return None
-    except DeviceError as error:
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _ABSENT:
-            return None
-        raise

@@ -290,7 +290,10 @@ class Inhibitor(Protocol):
     """Keeps the machine from going down while a volume is written."""
 
     def held(self, why: str) -> AbstractAsyncContextManager[None]:
-        """Delay sleep and shutdown; never raises, and never waits long: a commit survives a power cut anyway."""
+        """Delay sleep and shutdown until it is left, if that can be had.
+
+        Never raises by itself, and never waits long, for locks are held: a commit survives a power cut anyway.
+        """
 
 
 class NoInhibitor:
@@ -331,6 +334,7 @@ class Caller:
     """Who asks: the unique bus name, the uid, and whether the call allows interaction.
 
     ``client``, ``unit``: name of the program and its systemd unit, for the record only: they can be forged.
+    ``connection``: on which of the daemon's connections to the bus, one after the other; see ``is_same``.
     """
 
     name: str
@@ -338,6 +342,11 @@ class Caller:
     interactive: bool = False
     client: str = ""
     unit: str = ""
+    connection: int = 0
+
+    def is_same(self, other: "Caller") -> bool:
+        """Whether both are one connection of a client: a bus that was started again gives the same names to others."""
+        return (self.name, self.connection) == (other.name, other.connection)
 
 
 @dataclass(frozen=True, slots=True)

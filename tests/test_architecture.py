@@ -19,6 +19,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 MAX_MODULE_LINES = 500
 MAX_FUNCTION_LINES = 60
+MAX_HANDLER_STATEMENTS = 8
 
 #: Who may import what, by path under luksrotd/: also where import-linter cannot see it, in functions say.
 CONTAINED = {
@@ -190,6 +191,75 @@ def test_a_device_cannot_be_called_a_shadow(code, tmp_path):
     path = tmp_path / "code.py"
     path.write_text(code, encoding="utf-8")
     assert len(list(shadows_that_are_devices(path))) == 1
+
+
+LOGIC = (
+    ast.For, ast.AsyncFor, ast.While, ast.Try, ast.TryStar, ast.With, ast.AsyncWith, ast.Match, ast.FunctionDef,
+    ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.Yield, ast.YieldFrom, ast.Global, ast.Nonlocal, ast.Delete,
+)  # fmt: skip
+TASKS = {"create_task", "ensure_future", "gather", "wait", "TaskGroup", "run_in_executor"}
+
+
+def handlers(path: Path) -> Iterator[ast.AsyncFunctionDef]:
+    """Methods under ``@exposed``, and what else of their classes can be awaited."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ClassDef):
+            methods = [item for item in node.body if isinstance(item, ast.AsyncFunctionDef)]
+            if any(named(decorator) == "exposed" for method in methods for decorator in method.decorator_list):
+                yield from methods
+
+
+def logic_of(handler: ast.AsyncFunctionDef) -> list[str]:
+    """What is too much for a handler, which reads arguments, calls the service once and says what that said."""
+    inner = [node for statement in handler.body for node in ast.walk(statement)]
+    statements = [node for node in inner if isinstance(node, ast.stmt)]
+    branches = [node for node in statements if isinstance(node, ast.If)]
+    too_much = [type(node).__name__ for node in inner if isinstance(node, LOGIC)]
+    too_much += ["tasks"] * any(named(node) in TASKS for node in inner if isinstance(node, ast.Call))
+    too_much += ["else"] * any(branch.orelse for branch in branches) + ["branches"] * (len(branches) > 1)
+    has_docstring = ast.get_docstring(handler) is not None
+    return too_much + ["statements"] * (len(statements) - has_docstring > MAX_HANDLER_STATEMENTS)
+
+
+def test_handlers_hold_no_logic():
+    found = {
+        f"{where(path, handler)} {handler.name}": logic_of(handler)
+        for path in MODULES
+        if within(path, ("bus/",))
+        for handler in handlers(path)
+    }
+    assert len(found) > 20, "handlers are found"
+    assert {name: too_much for name, too_much in found.items() if too_much} == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "too_much"),
+    [
+        (["'''Doc.'''; a = 1; b = 2; c = 3; d = 4; e = 5; f = 6; g = 7; return await self.service.do(a)"], []),
+        (["'''Doc.'''; a = 1; b = 2; c = 3; d = 4; e = 5; f = 6; g = 7; h = 8; return h"], ["statements"]),
+        (["return [row(item) for item in await self.service.do()]"], []),
+        (["for item in items: self.service.do(item)"], ["For"]),
+        (["try: self.service.do()", "except Busy: pass"], ["Try"]),
+        (["async with self.lock: pass"], ["AsyncWith"]),
+        (["asyncio.create_task(self.service.do())"], ["tasks"]),
+        (["if caller.uid: raise NotAuthorized()", "return self.service.do()"], []),
+        (["if caller.uid: self.service.do()", "else: self.service.undo()"], ["else"]),
+        (["if caller.uid: self.service.do()", "if caller.name: self.service.undo()"], ["branches"]),
+        (["return await self.service.do(lambda: 1)"], ["Lambda"]),
+    ],
+)
+def test_what_counts_as_logic(body, too_much, tmp_path):
+    lines = [
+        "class A:",
+        " @exposed()",
+        " async def x(self): ...",
+        " async def y(self):",
+        *(f"  {line}" for line in body),
+    ]
+    path = tmp_path / "code.py"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    x, y = handlers(path)
+    assert (logic_of(x), logic_of(y)) == ([], too_much)
 
 
 def test_error_codes_are_unique():

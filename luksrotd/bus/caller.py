@@ -66,9 +66,10 @@ class Connection(Protocol):
 class Callers:
     """Identifies callers by the bus daemon, once each, and knows which of them are still there."""
 
-    def __init__(self, bus: Connection, identify: Identify = unidentified) -> None:
+    def __init__(self, bus: Connection, identify: Identify = unidentified, *, connection: int = 0) -> None:
         self._bus = bus
         self._identify = identify
+        self._connection = connection
         self._known: dict[str, _Known] = {}
 
     async def watch(self) -> None:
@@ -84,14 +85,14 @@ class Callers:
         if known.uid is None:
             try:
                 await self._ask(name, known)
-            except (DBusError, KeyError) as error:
+            except (DBusError, KeyError, ConnectionError) as error:
                 self._forget(name)
                 raise CallerVanished(name) from error
         if known.gone.is_set():
             raise CallerVanished(name)
         interactive = bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION)
         assert known.uid is not None  # noqa: S101 -- for mypy: _ask has set it
-        return Caller(name, known.uid, interactive, known.client, known.unit)
+        return Caller(name, known.uid, interactive, known.client, known.unit, self._connection)
 
     async def _ask(self, name: str, known: "_Known") -> None:
         """Raises ``DBusError`` and ``KeyError``."""
@@ -118,6 +119,11 @@ class Callers:
     def is_known(self, unique_name: str) -> bool:
         """Whether the caller was identified and is still there."""
         return unique_name in self._known
+
+    def lost(self) -> None:
+        """The connection is over, and with it every caller; to be called when it is."""
+        for name in list(self._known):
+            self._forget(name)
 
     def _on_message(self, message: Message) -> bool:
         if (

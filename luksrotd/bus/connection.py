@@ -6,11 +6,11 @@ As it is, dbus-next 0.2.3 can be killed, starved or bled of descriptors by any c
 
 * every descriptor that came with a message is closed, unless its handler took it; a returned one is closed when sent;
 * every call that wants a reply gets one, also when its handler is cancelled, or has not started yet;
-* at most ``CALLS_PER_CALLER`` calls of one caller are under way at a time;
+* at most ``CALLS_PER_CALLER`` calls of one connection are under way at a time (of one user: ``quota``);
 * InterfacesAdded and InterfacesRemoved come from the ObjectManager's path;
 * after the connection ended, calls and sends fail rather than hang, and the socket is closed.
 
-The connection is never made anew: when it ends, the daemon ends, and systemd starts both again.
+The connection is never made anew: when it ends there is another ``Bus`` (``bus/link.py``).
 """
 
 import asyncio
@@ -112,6 +112,11 @@ class Bus(MessageBus):
         if removed and self._objects.is_managed(path):
             self._announce("InterfacesRemoved", "oas", [path, [gone.name for gone in removed]])
 
+    def unexport_all(self) -> None:
+        """Let go of every object, so that they let go of what they show."""
+        for path in self._objects.paths():
+            self.unexport(path)
+
     async def call(
         self, msg: Message, *, seconds: float | None = CALL_SECONDS, fds: list[ReceivedFd] | None = None
     ) -> Message | None:
@@ -178,7 +183,7 @@ class Bus(MessageBus):
             if msg.message_type is MessageType.METHOD_CALL:
                 self._answer(msg, fds, is_oversized=is_oversized)
             elif not is_oversized:
-                if msg.sender == DAEMON and msg.reply_serial in self._wanted_fds:
+                if msg.reply_serial in self._wanted_fds:
                     self._wanted_fds[msg.reply_serial] += fds
                     fds = []
                 self._process_message(msg)  # type: ignore[no-untyped-call] # of dbus-next

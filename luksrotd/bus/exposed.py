@@ -3,7 +3,7 @@
 
 A call is answered in this order, and the first thing that fails is the reply:
 
-1. arguments and options: ``InvalidArgs``;
+1. arguments and options: ``InvalidArgs``; how many calls of the user are under way: ``LimitsExceeded``;
 2. authorization, by ``Interface.questions``: for the action, or the stricter one for volumes of the system, with
    ``Interface.details`` for the agent's text; withdrawn should the caller vanish;
 3. the handler, as ``await handler(interface, caller, *arguments)``;
@@ -76,6 +76,10 @@ def exposed(
     return decorate
 
 
+def _has_fd(table: OptionTable) -> bool:
+    return any("h" in kind if isinstance(kind, str) else _has_fd(kind) for kind in table.values())
+
+
 def camel_case(name: str) -> str:
     """D-Bus member of a Python name: ``get_devices`` is ``GetDevices``."""
     return "".join(word.capitalize() for word in name.split("_"))
@@ -118,6 +122,11 @@ class Exposed:
             if parameter not in self.inputs or types[self.inputs.index(parameter)] != OPTIONS_SIGNATURE:
                 raise TypeError(f"{handler.__qualname__} has no {OPTIONS_SIGNATURE} called {parameter}")
 
+    @property
+    def passes_fds(self) -> bool:
+        """Whether descriptors may come or go with it, in a dictionary too."""
+        return "h" in self.in_signature + self.out_signature or any(_has_fd(table) for table in self.tables.values())
+
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...
     @overload
@@ -131,12 +140,13 @@ class Exposed:
         try:
             arguments = self._arguments(message, fds)
             caller = await interface.guard.callers.current()
-            if self.action:
-                questions = await interface.questions(self.action, self.name, arguments)
-                await interface.guard.authorize_all(caller, questions)
-            has_started = True
-            with acting(caller):
-                result = await self.handler(interface, caller, *arguments)
+            with interface.guard.calls.one_of(caller.uid):
+                if self.action:
+                    questions = await interface.questions(self.action, self.name, arguments)
+                    await interface.guard.authorize_all(caller, questions)
+                has_started = True
+                with acting(caller):
+                    result = await self.handler(interface, caller, *arguments)
             return self._reply(message, result)
         except CallerVanished:
             raise

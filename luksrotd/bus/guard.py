@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from luksrotd.bus.caller import Callers, CallerVanished
+from luksrotd.bus.quota import Quota
 from luksrotd.errors import InteractiveAuthorizationRequired, NotAuthorized, TooMany
 from luksrotd.ports import Authority, Caller
 
@@ -36,6 +37,7 @@ class Guard:
 
     callers: Callers
     authority: Authority
+    calls: Quota = field(default_factory=Quota)
     _dialogues: Counter[int] = field(default_factory=Counter)
 
     async def authorize(self, caller: Caller, action: str, details: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ from luksrotd.errors import InvalidRequest, plain
 from luksrotd.ports import Query
 
 OPTIONS: Final[OptionTable] = {"device": "o", "uuid": "s", "since": "t", "until": "t", "limit": "u"}
-LIMIT: Final = 1000
+LIMIT: Final = 500
 """Records in one reply: it is made in the event loop."""
 DEFAULT_LIMIT: Final = 100
 

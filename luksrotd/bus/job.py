@@ -11,7 +11,7 @@ from luksrotd.bus.convert import device_path
 from luksrotd.bus.errors import name_of
 from luksrotd.bus.exposed import UNPRIVILEGED, exposed
 from luksrotd.bus.guard import Guard
-from luksrotd.bus.interface import Emits, Interface, emitted, readable
+from luksrotd.bus.interface import Emits, Exporter, Interface, emitted, readable
 from luksrotd.bus.results import result_property
 from luksrotd.errors import InvalidRequest
 from luksrotd.ports import Caller
@@ -34,6 +34,12 @@ class Job(Interface):
     async def details(self, method: str, arguments: Sequence[Any]) -> Mapping[str, str]:
         """What the job is about."""
         return {"uuid": " ".join(self._job.volumes), "key": self._job.key_name}
+
+    def exported(self, bus: Exporter | None, path: str) -> None:
+        """Follow the job for as long as it is exported."""
+        super().exported(bus, path)
+        if bus is None:
+            self._job.unsubscribe(self._show)
 
     def _show(self) -> None:
         before, self._shown = self._shown, self.values()

@@ -15,12 +15,13 @@ from luksrotd.bus import options as known
 from luksrotd.bus.convert import CREDENTIAL, NEW_SECRET, device_path, job_path, key_name
 from luksrotd.bus.errors import name_of
 from luksrotd.bus.exposed import exposed
-from luksrotd.bus.guard import Guard
+from luksrotd.bus.guard import Guard, Question
 from luksrotd.bus.interface import Emits, Interface, readable
-from luksrotd.bus.results import Row, rows
+from luksrotd.bus.questions import about_set
+from luksrotd.bus.results import Described, Row, rows, set_status
 from luksrotd.bus.secrets import Keyring
 from luksrotd.bus.served import Served
-from luksrotd.errors import LuksrotdError, UnknownDevice
+from luksrotd.errors import InvalidRequest, LuksrotdError, UnknownDevice
 from luksrotd.ports import Caller
 from luksrotd.rotation.edits import NEW, UNLOCK
 from luksrotd.service.jobs import Kind
@@ -45,6 +46,12 @@ class Manager(Interface):
         if "devices" not in self.methods[method].inputs:
             return {}
         return _about(self._volumes(arguments[0]), key_name(arguments[1]))
+
+    async def questions(self, action: str, method: str, arguments: Sequence[Any]) -> Sequence[Question]:
+        """Of a verb on a set one for each of its volumes."""
+        if action not in names.VOLUME_ACTIONS:
+            return await super().questions(action, method, arguments)
+        return about_set(action, method, self._volumes(arguments[0]), key_name(arguments[1]))
 
     @exposed("a{sv}", "ao", action=names.ACTION_LIST, outputs=["devices"])
     async def get_devices(self, caller: Caller, options: Map) -> list[str]:
@@ -102,19 +109,17 @@ class Manager(Interface):
 
     @exposed(
         "aosa{sv}",
-        "ssa(os)",
+        "a{sv}aa{sv}",
         action=names.ACTION_LIST,
         options=known.GROUP,
-        outputs=["group", "state", "members"],
+        outputs=["status", "members"],
     )
     async def get_set_status(
         self, caller: Caller, devices: list[str], name: str, options: Map
-    ) -> tuple[str, str, list[tuple[str, str]]]:
+    ) -> tuple[Described, list[Described]]:
         """Where a rotation in two steps of a set stands."""
         uuids = [volume.uuid for volume in self._volumes(devices)]
-        found = await self._sets.status(uuids, key_name(name), options.get("group") or None)
-        members = [(device_path(member.uuid), member.standing.value) for member in found.members]
-        return found.group.id if found.group else "", found.state.value, members
+        return set_status(await self._sets.status(uuids, key_name(name), options.get("group") or None))
 
     async def _change(
         self,
@@ -128,13 +133,15 @@ class Manager(Interface):
         """Start a job on a set; its path."""
         volumes = self._volumes(devices)
         generated = "generate" in secrets.get(NEW, {})
-        wish = known.of_set(key_name(name), options, self._operations.config, generated=generated)
-        about = {"operation": kind.value.capitalize(), **_about(volumes, wish.wanted.name)}
+        wish = known.wanted(key_name(name), options, self._operations.config, generated=generated)
+        about = {"operation": kind.value.capitalize(), **_about(volumes, wish.name)}
         opened = await self._keyring.open(caller, about, secrets)
         return job_path(self._sets.start(kind, [volume.uuid for volume in volumes], caller, wish, opened).number)
 
     def _volumes(self, paths: Sequence[str]) -> list[Volume]:
-        """The volumes at these object paths; raises ``UnknownDevice``."""
+        """The volumes at these object paths; raises ``InvalidRequest`` and ``UnknownDevice``."""
+        if not paths:
+            raise InvalidRequest("cannot work on a set of no volumes: name at least one")
         known_paths = {device_path(uuid): volume for uuid, volume in self._registry.volumes.items()}
         for path in paths:
             if path not in known_paths:

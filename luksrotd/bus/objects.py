@@ -61,6 +61,10 @@ class Objects:
             self._objects.pop(path, None)
         return removed
 
+    def paths(self) -> list[str]:
+        """Every path with something at it."""
+        return list(self._objects)
+
     def is_managed(self, path: str) -> bool:
         """Whether the ObjectManager tells of this path."""
         return bool(self.root) and path.startswith(self.root.rstrip("/") + "/")

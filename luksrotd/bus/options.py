@@ -12,7 +12,6 @@ from luksrotd.errors import InvalidRequest
 from luksrotd.rotation.edits import NEW, PBKDF_FOR_RANDOM_KEYS, UNLOCK, VOLUME_KEY, Pbkdf
 from luksrotd.rotation.token import parse_data
 from luksrotd.service.jobs import Kind
-from luksrotd.service.setjobs import SetWanted
 from luksrotd.service.verbs import Wanted
 
 DATA: Final[OptionTable] = {"data": "s"}
@@ -29,7 +28,7 @@ GROUP: Final[OptionTable] = {"group": "s"}
 #: Of the verbs by name.
 KEY: Final[OptionTable] = {**DATA, **PBKDF, **IF_GENERATION}
 STAGE: Final[OptionTable] = {**KEY, **EXPIRES}
-STAGED: Final[OptionTable] = {**KEY_GENERATION, **IF_GENERATION}
+STAGED: Final[OptionTable] = {**KEY_GENERATION, **GROUP, **IF_GENERATION}
 ADOPT: Final[OptionTable] = {**DATA, **IF_GENERATION}
 RECREATE: Final[OptionTable] = {**KEY, "volume-key": "b"}
 RECONCILE: Final[OptionTable] = {"dry-run": "b", "retire-expired": "b"}
@@ -74,6 +73,8 @@ def wanted(name: str, options: Mapping[str, Any], config: Config, *, generated: 
         options.get("key-generation"),
         _expires(options, config.staged),
         options.get("if-generation"),
+        options.get("group") or None,
+        options.get("keep", False),
     )
 
 
@@ -107,19 +108,14 @@ def recreation(
         if any(option in PBKDF for option in options):
             raise InvalidRequest("cannot use the options of a key derivation: there is no new secret")
         return {UNLOCK: credential}
+    if by_volume_key and "token" in credential:
+        raise InvalidRequest("cannot take a token for the volume key: it gives a passphrase")
     return {VOLUME_KEY if by_volume_key else UNLOCK: credential, NEW: new_secret}
 
 
 def reconciliation(options: Mapping[str, Any]) -> Mapping[str, bool]:
     """The options of Reconcile, as ``Operations.reconcile`` has them."""
     return {"dry_run": options.get("dry-run", False), "retire_expired": options.get("retire-expired", False)}
-
-
-def of_set(name: str, options: Mapping[str, Any], config: Config, *, generated: bool = False) -> SetWanted:
-    """What the options of a verb on a set mean; raises ``InvalidRequest``."""
-    return SetWanted(
-        wanted(name, options, config, generated=generated), options.get("group") or None, options.get("keep", False)
-    )
 
 
 def associated(text: str) -> Mapping[str, Any]:

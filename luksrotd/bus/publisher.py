@@ -35,6 +35,7 @@ class Publisher:
         self._guard = guard
         self._keyring = keyring
         self._served = served
+        self._transactions = Transactions(bus, guard, keyring, served.operations)
         self._devices: dict[str, Device] = {}
 
     def publish(self) -> None:
@@ -42,9 +43,17 @@ class Publisher:
         self._bus.export(names.ROOT_PATH, Manager(self._guard, self._keyring, self._served))
         self._served.registry.observe(self)
         self._served.runner.observe(self)
-        self._served.drafts.observe(Transactions(self._bus, self._guard, self._keyring, self._served.operations))
+        self._served.drafts.observe(self._transactions)
         for volume in self._served.registry.volumes.values():
             self.volume_added(volume)
+        for job in self._served.runner.jobs.values():
+            self.job_added(job)
+
+    def withdraw(self) -> None:
+        """Observe no more: the connection is over."""
+        self._served.registry.unobserve(self)
+        self._served.runner.unobserve(self)
+        self._served.drafts.unobserve(self._transactions)
 
     def volume_added(self, volume: Volume) -> None:
         """Export it."""

@@ -11,10 +11,11 @@ from luksrotd.bus.convert import device_path
 from luksrotd.bus.errors import name_of
 from luksrotd.rotation.preview import Difference
 from luksrotd.rotation.reconcile import Finding
+from luksrotd.rotation.sets import SetStatus, Step
 from luksrotd.rotation.view import DeviceView
 from luksrotd.service.registry import Problem
 from luksrotd.service.scrub import Scrubbed
-from luksrotd.service.setwork import SetResult
+from luksrotd.service.setwork import MemberResult, SetResult
 from luksrotd.service.transaction import Committed
 from luksrotd.service.volume import KeyChange
 
@@ -34,6 +35,7 @@ def keys_property(view: DeviceView | None) -> dict[int, Described]:
             "rotated-at": Variant("s", key.token.rotated_at),
             "expires-at": Variant("s", key.token.expires_at),
             "group": Variant("s", key.token.group.id if key.token.group else ""),
+            "group-size": Variant("u", key.token.group.size if key.token.group else 0),
             "adopted": Variant("b", key.token.adopted is not None),
             "wipe-pending": Variant("b", bool(key.token.wipe)),
             "changed": Variant("b", key.stale),
@@ -46,34 +48,65 @@ def result_property(result: object) -> Described:
     """The property Result of a job."""
     match result:
         case KeyChange():
-            return {
-                "name": Variant("s", result.name),
-                "generation": Variant("u", result.generation),
-                "keyslot": _keyslot(result.keyslot),
-                "seqid-before": Variant("t", result.seqid_before),
-                "seqid-after": Variant("t", result.seqid_after),
-            }
+            return {"name": Variant("s", result.name), **_changed(result)}
         case Committed():
             return {"seqid-before": Variant("t", result.seqid_before), "seqid-after": Variant("t", result.seqid_after)}
         case Scrubbed():
             return {"bytes": Variant("t", result.bytes)}
         case SetResult():
-            members = [
-                [
-                    device_path(member.ref.uuid or ""),
-                    member.happened.value,
-                    name_of(member.error) if member.error else "",
-                ]
-                for member in result.members
-            ]
             return {
                 "name": Variant("s", result.name),
                 "group": Variant("s", result.group.id),
+                "group-size": Variant("u", result.group.size),
                 "state": Variant("s", result.state.value if result.state else ""),
-                "members": Variant("a(oss)", members),
+                "members": Variant("aa{sv}", [_member(member) for member in result.members]),
             }
         case _:
             return {}
+
+
+def _changed(change: KeyChange) -> Described:
+    return {
+        "generation": Variant("u", change.generation),
+        "keyslot": _keyslot(change.keyslot),
+        "seqid-before": Variant("t", change.seqid_before),
+        "seqid-after": Variant("t", change.seqid_after),
+    }
+
+
+def _member(member: MemberResult) -> Described:
+    error = member.error
+    return {
+        "device": Variant("o", device_path(member.ref.uuid or "")),
+        "happened": Variant("s", member.happened.value),
+        "error": Variant("s", name_of(error) if error else ""),
+        "message": Variant("s", error.message if error else ""),
+        "outcome": Variant("s", error.outcome.value if error else ""),
+        **(_changed(member.change) if member.change else {}),
+    }
+
+
+def set_status(found: SetStatus) -> tuple[Described, list[Described]]:
+    """What GetSetStatus tells of a set, and of each of its volumes."""
+    status = {
+        "group": Variant("s", found.group.id if found.group else ""),
+        "group-size": Variant("u", found.group.size if found.group else 0),
+        "state": Variant("s", found.state.value),
+        "steps": Variant("as", [step.value for step in Step if step in found.steps]),
+        "why": Variant("s", found.why),
+    }
+    members = [
+        {
+            "device": Variant("o", device_path(member.uuid)),
+            "uuid": Variant("s", member.uuid),
+            "standing": Variant("s", member.standing.value),
+            "generation": Variant("u", member.generation),
+            "keyslot": _keyslot(member.keyslot),
+            "why": Variant("s", member.why),
+        }
+        for member in found.members
+    ]
+    return status, members
 
 
 def rows(items: Iterable[Finding | Problem]) -> list[Row]:

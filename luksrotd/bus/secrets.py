@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from luksrotd import names
 from luksrotd.bus.convert import open_keyfile
-from luksrotd.bus.guard import Guard
+from luksrotd.bus.guard import Guard, Question
 from luksrotd.bus.values import ReceivedFd
 from luksrotd.errors import InvalidRequest
 from luksrotd.luks2 import layout
@@ -77,9 +77,9 @@ class Keyring:
         ``NotAuthorized`` or ``InteractiveAuthorizationRequired``.
         """
         wanted = {name: description(f"the secret {name!r}", secret) for name, secret in described.items()}
-        for member, action in ACTIONS.items():
-            if any(one.member == member for one in wanted.values()):
-                await self._guard.authorize(caller, action, details)
+        kinds = {one.member for one in wanted.values()}
+        if rights := [Question(action, details) for kind, action in ACTIONS.items() if kind in kinds]:
+            await self._guard.authorize_all(caller, rights)
         with ExitStack() as resources:
             handover: Handover | None = None
             sources: dict[str, SecretSource] = {}

@@ -7,6 +7,7 @@ from typing import Any, Final
 from dbus_next.errors import AuthError, DBusError
 
 from luksrotd import names
+from luksrotd.bus.caller import Callers
 from luksrotd.bus.connection import Bus
 
 DO_NOT_QUEUE: Final = 4
@@ -19,6 +20,14 @@ async def connect() -> Bus:
         return await Bus(object_manager=names.ROOT_PATH).connect()
     except (OSError, EOFError, AuthError) as error:
         raise ConnectionError(f"no system bus: {error}") from error
+
+
+async def watch(callers: Callers) -> None:
+    """Learn of the callers that vanish."""
+    try:
+        await callers.watch()
+    except (DBusError, TimeoutError) as error:
+        raise ConnectionError(f"the bus does not tell who vanishes: {error}") from error
 
 
 async def own_name(bus: Bus) -> None:

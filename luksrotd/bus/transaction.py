@@ -22,7 +22,7 @@ _OWN: Final[Mapping[str, Any]] = {
     "reason": "only for the connection that began it, which was authorized then",
 }
 MICROSECONDS: Final = 1_000_000
-Described = Mapping[str, Any]
+Map = Mapping[str, Any]
 
 
 class Transaction(Interface):
@@ -48,7 +48,7 @@ class Transaction(Interface):
     # -- methods --------------------------------------------------------------------------------------------------
 
     @exposed("a{sv}a{sv}", "", dictionaries={"credential": CREDENTIAL}, options={"volume-key": "b"}, **_OWN)
-    async def unlock(self, caller: Caller, credential: Described, options: Described) -> None:
+    async def unlock(self, caller: Caller, credential: Map, options: Map) -> None:
         """Show what opens the volume."""
         mine = self._transaction.of(caller)
         secrets = await self._keyring.open(caller, self._about("Unlock"), {UNLOCK: credential})
@@ -62,7 +62,7 @@ class Transaction(Interface):
         outputs=["keyslot"],
         **_OWN,
     )
-    async def add_keyslot(self, caller: Caller, new_secret: Described, options: Described) -> int:
+    async def add_keyslot(self, caller: Caller, new_secret: Map, options: Map) -> int:
         """Queue a new keyslot."""
         mine = self._transaction.of(caller)
         default = self._operations.config.key_derivation
@@ -71,32 +71,32 @@ class Transaction(Interface):
         return await mine.add_keyslot(secrets, pbkdf, options.get("keyslot"))
 
     @exposed("sa{sv}", "u", options={"token": "u"}, outputs=["token"], **_OWN)
-    async def set_token(self, caller: Caller, json: str, options: Described) -> int:
+    async def set_token(self, caller: Caller, json: str, options: Map) -> int:
         """Queue a token."""
         return self._transaction.of(caller).set_token(json, options.get("token"))
 
     @exposed("ua{sv}", "", **_OWN)
-    async def remove_token(self, caller: Caller, token: int, options: Described) -> None:
+    async def remove_token(self, caller: Caller, token: int, options: Map) -> None:
         """Queue the removal of a token."""
         self._transaction.of(caller).remove_token(token)
 
     @exposed("ua{sv}", "", **_OWN)
-    async def destroy_keyslot(self, caller: Caller, keyslot: int, options: Described) -> None:
+    async def destroy_keyslot(self, caller: Caller, keyslot: int, options: Map) -> None:
         """Queue the removal of a keyslot."""
         self._transaction.of(caller).destroy_keyslot(keyslot)
 
     @exposed("a{sv}", "a(sssa{sv}a{sv})", outputs=["differences"], **_OWN)
-    async def plan(self, caller: Caller, options: Described) -> list[DifferenceRow]:
+    async def plan(self, caller: Caller, options: Map) -> list[DifferenceRow]:
         """What Commit would do."""
         return [difference_row(difference) for difference in self._transaction.of(caller).plan()]
 
     @exposed("a{sv}", "o", outputs=["job"], **_OWN)
-    async def commit(self, caller: Caller, options: Described) -> str:
+    async def commit(self, caller: Caller, options: Map) -> str:
         """Make all edits in one commit."""
         return job_path(self._transaction.of(caller).commit().number)
 
     @exposed("a{sv}", "", **_OWN)
-    async def abort(self, caller: Caller, options: Described) -> None:
+    async def abort(self, caller: Caller, options: Map) -> None:
         """Drop it."""
         self._transaction.of(caller).abort()
 

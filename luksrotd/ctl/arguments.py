@@ -10,7 +10,7 @@ from luksrotd.ctl.report import Report
 from luksrotd.errors import InvalidRequest
 from luksrotd.rotation.edits import PBKDF_TYPES
 
-_DEVICE_HELP: Final = "block device, UUID=… or a LUKS UUID; with --direct also an image file"
+DEVICE_HELP: Final = "block device, UUID=… or a LUKS UUID; or an image file, that the daemon manages or with --direct"
 
 
 Run = Callable[[argparse.Namespace], Report]
@@ -61,7 +61,7 @@ class Verbs:
         """
         self._groups.setdefault(self._title, []).append((name, summary))
         parent, _, last = name.rpartition(" ")
-        text = f"{summary[0].upper()}{summary[1:]}." + ("" if bus else "\nWorks with --direct only, so far.")
+        text = f"{summary[0].upper()}{summary[1:]}." + ("" if bus else "\nWorks with --direct only.")
         verb: Parser = self._parent(parent).add_parser(last, description=text, epilog=f"example:\n  {example}")
         verb.set_defaults(run=run, check=check, writes=writes, bus=bus)
         add_common(verb, argparse.SUPPRESS)
@@ -103,9 +103,9 @@ def add_common(parser: argparse.ArgumentParser, default: Any) -> None:
 def add_device(parser: argparse.ArgumentParser, many: str = "") -> None:
     """DEVICE as ``options.device``; with ``many``, "*" or "+", any number of them, as ``options.devices``."""
     if many:
-        parser.add_argument("devices", metavar="DEVICE", nargs=many, help=_DEVICE_HELP)
+        parser.add_argument("devices", metavar="DEVICE", nargs=many, help=DEVICE_HELP)
     else:
-        parser.add_argument("device", metavar="DEVICE", help=_DEVICE_HELP)
+        parser.add_argument("device", metavar="DEVICE", help=DEVICE_HELP)
     parser.add_argument("--header", metavar="FILE", help="detached LUKS2 header of DEVICE (with --direct)")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from luksrotd import __version__
-from luksrotd.ctl import offline, verbs
+from luksrotd.ctl import history, keys, offline, scrub, staging, verbs
 from luksrotd.ctl.arguments import Parser, Verbs, add_common
 from luksrotd.errors import InvalidRequest
 
@@ -49,8 +49,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"luksrotctl {__version__}")
     add_common(parser, False)
     found = Verbs(parser)
-    verbs.add(found)
-    for module in offline.MODULES:
+    for module in (verbs, staging, keys, scrub, history, *offline.MODULES):
         module.add(found)
     parser.description = f"{_DESCRIPTION}\n{found.overview}"
     return parser
@@ -58,7 +57,7 @@ def build_parser() -> Parser:
 
 def _check(options: argparse.Namespace) -> None:
     if not (options.bus or options.direct):
-        raise InvalidRequest(f"cannot {options.verb} over the bus yet: use --direct, as root")
+        raise InvalidRequest(f"cannot {options.verb} over the bus: use --direct, as root")
     options.check(options)
 
 

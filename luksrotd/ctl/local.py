@@ -2,17 +2,18 @@
 """luksrotd in this process, for ``--direct``: the use cases on the real ports, without a bus."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
 from typing import Any
 
 from luksrotd import direct
 from luksrotd.ctl import model, secrets
 from luksrotd.ctl.naming import uuid_of
-from luksrotd.errors import DeviceError, LockError, NotAuthorized, Outcome
+from luksrotd.errors import DeviceError, InvalidRequest, LockError, NotAuthorized, Outcome
 from luksrotd.names import ATOMIC
 from luksrotd.ports import DeviceRef, GenerateInto, SecretFd, SecretSource
-from luksrotd.rotation.edits import NEW, PBKDF_FOR_RANDOM_KEYS, UNLOCK, Pbkdf
+from luksrotd.rotation.edits import NEW, PBKDF_FOR_RANDOM_KEYS, UNLOCK, VOLUME_KEY, Pbkdf
 
 #: The last stage of an operation (``service.progress.Stage.DONE``): from then on there is nothing to be stopped.
 _DONE = "done"
@@ -65,39 +66,81 @@ class Local:
             problems=_findings(problems),
         )
 
-    async def enroll(
+    async def change(
         self, device: model.Device, request: model.KeyRequest, progress: model.Progress
     ) -> model.KeyChange:
         """See ``model.Backend``."""
-        async with self.prepared(request) as (sources, pbkdf, deliver):
-            return changed_key(
-                await self.volumes.enroll(
-                    ref_of(device),
-                    sources,
-                    data=request.data or {},
-                    pbkdf=pbkdf,
-                    name=request.name,
-                    progress=self.watched(progress),
-                    deliver=deliver,
-                )
-            )
+        ref = ref_of(device)
+        async with self._prepared(request) as (sources, pbkdf, deliver):
+            watched = self.watched(progress)
+            anew: dict[str, Any] = {"pbkdf": pbkdf, "progress": watched, "deliver": deliver}
+            name: dict[str, Any] = {"name": request.name}
+            match request.verb:
+                case "enroll":
+                    done = await self.volumes.enroll(ref, sources, data=request.data or {}, **anew, **name)
+                case "rotate":
+                    done = await self.volumes.rotate(ref, sources, data=request.data, **anew, **name)
+                case "recreate":
+                    done = await self.volumes.recreate(ref, sources, data=request.data, **anew, **name)
+                case "stage":
+                    hold = direct.Hold(_expiry(request))
+                    done = await self.volumes.stage(ref, sources, data=request.data, hold=hold, **anew, **name)
+                case "finish" | "abort":
+                    use = self.volumes.abort if request.verb == "abort" else self.volumes.finish
+                    group = await self._set_of(ref, request.name) if request.alone else None
+                    done = await use(ref, generation=request.generation, group=group, progress=watched, **name)
+                case "remove":
+                    done = await self.volumes.remove(ref, sources, progress=watched, **name)
+                case "set-data":
+                    done = await self.volumes.set_data(ref, request.data or {}, **name)
+                case "adopt":
+                    assert request.keyslot is not None  # noqa: S101 -- for mypy: the command line has it
+                    adopted: dict[str, Any] = {"data": request.data or {}, "progress": watched}
+                    done = await self.volumes.adopt(ref, request.keyslot, sources, **adopted, **name)
+                case "release":
+                    done = await self.volumes.release(ref, **name)
+                case _:
+                    raise InvalidRequest(f"cannot {request.verb} a key")
+        return _changed_key(done)
 
-    async def rotate(
-        self, device: model.Device, request: model.KeyRequest, progress: model.Progress
-    ) -> model.KeyChange:
+    async def change_set(
+        self, devices: Sequence[model.Device], request: model.KeyRequest, progress: model.Progress
+    ) -> model.SetChange:
         """See ``model.Backend``."""
-        async with self.prepared(request) as (sources, pbkdf, deliver):
-            return changed_key(
-                await self.volumes.rotate(
-                    ref_of(device),
-                    sources,
-                    data=request.data,
-                    pbkdf=pbkdf,
-                    name=request.name,
-                    progress=self.watched(progress),
-                    deliver=deliver,
+        sets, refs = direct.sets(), [ref_of(device) for device in devices]
+        async with self._prepared(request) as (sources, pbkdf, deliver):
+            watched = self.watched(progress)
+            if request.verb == "stage":
+                wanted = direct.SetRequest(
+                    request.data, pbkdf, request.name, request.set, _expiry(request), request.keep
                 )
-            )
+                done = await sets.stage(refs, sources, wanted, progress=watched, deliver=deliver)
+            else:
+                use = sets.abort if request.verb == "abort" else sets.finish
+                done = await use(refs, name=request.name, group=request.set, progress=watched)
+        members = [
+            model.MemberChange(str(one.happened), _changed_key(one.change) if one.change else None, one.error)
+            for one in done.members
+        ]
+        state = None if done.state is None else str(done.state)
+        return model.SetChange(done.name, done.group.id, done.group.size, state, members)
+
+    async def set_status(self, devices: Sequence[model.Device], name: str, group: str | None) -> model.SetStatus:
+        """See ``model.Backend``."""
+        with permissions():
+            found = await direct.sets().status([ref_of(device) for device in devices], name=name, group=group)
+        members = [
+            model.SetMember(one.uuid, str(one.standing), one.generation, one.keyslot, one.why) for one in found.members
+        ]
+        set_id, size = (found.group.id, found.group.size) if found.group else (None, None)
+        return model.SetStatus(
+            found.name, set_id, size, str(found.state), sorted(map(str, found.steps)), found.why, members
+        )
+
+    async def scrub(self, device: model.Device, progress: model.Progress) -> int:
+        """See ``model.Backend``."""
+        with permissions():
+            return (await self.volumes.scrub(ref_of(device), progress=self.watched(progress))).bytes
 
     async def verify(self, device: model.Device, name: str, credential: int) -> bool:
         """See ``model.Backend``."""
@@ -113,6 +156,14 @@ class Local:
         ]
         return model.Reconciled(_findings(done.found), _findings(done.left), differences)
 
+    async def history(self, device: model.Device | None, since: int, limit: int) -> Sequence[Mapping[str, Any]]:
+        """See ``model.Backend``."""
+        uuid = "" if device is None else uuid_of(device.name)
+        if device is not None and not uuid:
+            with permissions():
+                uuid = (await self.volumes.look(ref_of(device))).uuid
+        return await direct.history(uuid or "", since, limit)
+
     def interrupt(self, task: asyncio.Task[Any]) -> None:
         """Cancel; the commit ignores it after its point of no return, and so does this when all is done."""
         if not self._done:
@@ -121,18 +172,22 @@ class Local:
     async def close(self) -> None:
         """Nothing to let go of."""
 
-    @asynccontextmanager
-    async def prepared(
-        self, request: model.KeyRequest, credential_is: str = UNLOCK
-    ) -> AsyncIterator[tuple[Mapping[str, SecretSource], Pbkdf, Any]]:
-        """The secrets of ``request``, the cost of the new key, and what hands over a generated one.
+    async def _set_of(self, ref: DeviceRef, name: str) -> str | None:
+        staged = [key.token for key in (await self.volumes.look(ref)).named(name) if key.token.state == "staged"]
+        return staged[0].group.id if len(staged) == 1 and staged[0].group else None
 
-        ``credential_is``: what the request's credential is, by its name in ``rotation.edits``.
-        """
-        credential = SecretFd(request.credential)
+    @asynccontextmanager
+    async def _prepared(
+        self, request: model.KeyRequest
+    ) -> AsyncIterator[tuple[Mapping[str, SecretSource], Pbkdf, Callable[[], Awaitable[None]]]]:
+        """The secrets of ``request``, the cost of the new key, and what hands over a generated one."""
+        sources: dict[str, SecretSource] = {}
+        if request.credential is not None:
+            sources[VOLUME_KEY if request.volume_key else UNLOCK] = SecretFd(request.credential)
         with permissions():
-            if isinstance(request.new, int):
-                sources: Mapping[str, SecretSource] = {credential_is: credential, NEW: SecretFd(request.new)}
+            if request.new is None or isinstance(request.new, int):
+                if request.new is not None:
+                    sources[NEW] = SecretFd(request.new)
                 yield sources, request.pbkdf or Pbkdf(), _nothing
                 return
             with secrets.memfd() as fd:
@@ -141,11 +196,8 @@ class Local:
                 async def deliver() -> None:
                     delivery.deliver(fd)
 
-                yield (
-                    {credential_is: credential, NEW: GenerateInto(fd)},
-                    request.pbkdf or PBKDF_FOR_RANDOM_KEYS,
-                    deliver,
-                )
+                sources[NEW] = GenerateInto(fd)
+                yield sources, request.pbkdf or PBKDF_FOR_RANDOM_KEYS, deliver
 
     def watched(self, progress: model.Progress) -> model.Progress:
         """``progress``, with an eye on the end: see ``interrupt``."""
@@ -182,8 +234,14 @@ def _findings(findings: Iterable[Any]) -> Sequence[model.Finding]:
     ]
 
 
-def changed_key(change: Any) -> model.KeyChange:
-    """What a use case says that became of a key."""
+def _expiry(request: model.KeyRequest) -> timedelta | None:
+    """After what time a staged key counts as forgotten."""
+    if request.expires is None:
+        return direct.Hold().expires_after
+    return timedelta(seconds=request.expires) if request.expires else None
+
+
+def _changed_key(change: Any) -> model.KeyChange:
     return model.KeyChange(change.name, change.generation, change.keyslot, change.seqid_before, change.seqid_after)
 
 

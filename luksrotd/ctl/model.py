@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from luksrotd.errors import LuksrotdError
 from luksrotd.rotation.edits import Pbkdf
 
 #: Called with the name of each stage that an operation enters (docs/spec/commit-protocol.md has the phases).
@@ -103,17 +104,29 @@ class Volume:
 
 @dataclass(frozen=True, slots=True)
 class KeyRequest:
-    """An enrolment or a rotation; the secrets are descriptors to read from.
+    """A change of a managed key; the secrets are descriptors to read from.
 
-    ``new`` is the new secret, or where one goes that is to be generated.  ``data`` of None keeps the associated data;
-    ``pbkdf`` of None leaves the choice to luksrotd.
+    ``verb``: enroll, rotate, stage, finish, abort, remove, set-data, adopt, release or recreate; what a verb has no
+    use for stays as it is.  ``volume_key``: the credential is the volume key.  ``new`` is the new secret, or where one
+    goes that is to be generated.  ``data`` of None keeps the associated data; ``pbkdf`` of None leaves the choice to
+    luksrotd.  ``expires``: seconds until a staged key counts as forgotten, 0 for never, None as configured.
+    ``generation``: only if that one is staged.  ``alone``: without the others of its set.  ``set``: the id of the set,
+    None for the one that is under way.  ``keep``: what is staged on some stays if it fails on others.
     """
 
+    verb: str
     name: str
-    credential: int
-    new: int | Delivery
-    data: Mapping[str, Any] | None
-    pbkdf: Pbkdf | None
+    credential: int | None = None
+    new: int | Delivery | None = None
+    data: Mapping[str, Any] | None = None
+    pbkdf: Pbkdf | None = None
+    volume_key: bool = False
+    keyslot: int | None = None
+    expires: int | None = None
+    generation: int | None = None
+    alone: bool = False
+    set: str | None = None
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +138,50 @@ class KeyChange:
     keyslot: int | None
     seqid_before: int
     seqid_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemberChange:
+    """What became of one volume of a set (``happened``: docs/dbus.md), and of its key if anything."""
+
+    happened: str
+    change: KeyChange | None = None
+    error: LuksrotdError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SetChange:
+    """What became of a set of ``size`` volumes; ``state`` is None where a volume cannot be read."""
+
+    name: str
+    set: str
+    size: int
+    state: str | None
+    members: Sequence[MemberChange]
+
+
+@dataclass(frozen=True, slots=True)
+class SetMember:
+    """Where one volume of a set is; generation 0: it has no such key.  ``why``: what is odd."""
+
+    uuid: str
+    standing: str
+    generation: int
+    keyslot: int | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetStatus:
+    """Where a set is, and what can be done with it; ``set`` of None: nothing was ever staged on it."""
+
+    name: str
+    set: str | None
+    size: int | None
+    state: str
+    steps: Sequence[str]
+    why: str
+    members: Sequence[SetMember]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,17 +210,32 @@ class Backend(Protocol):
     async def volume(self, device: Device, *, data: bool) -> Volume:
         """One volume, with the associated data of its keys if ``data``."""
 
-    async def enroll(self, device: Device, request: KeyRequest, progress: Progress) -> KeyChange:
-        """Give the volume a managed key."""
+    async def change(self, device: Device, request: KeyRequest, progress: Progress) -> KeyChange:
+        """Change a managed key of one volume."""
 
-    async def rotate(self, device: Device, request: KeyRequest, progress: Progress) -> KeyChange:
-        """Replace a managed key."""
+    async def change_set(self, devices: Sequence[Device], request: KeyRequest, progress: Progress) -> SetChange:
+        """Stage, finish or abort the same key on a set of volumes.
+
+        An error that has kept it from being done on all of them is the error of a member, too.
+        """
+
+    async def set_status(self, devices: Sequence[Device], name: str, group: str | None) -> SetStatus:
+        """Where a rotation in two steps stands; ``group``: the id of the set."""
+
+    async def scrub(self, device: Device, progress: Progress) -> int:
+        """Overwrite all keyslot space that is not in use; bytes."""
 
     async def verify(self, device: Device, name: str, credential: int) -> bool:
         """Whether the credential is the managed key ``name``."""
 
     async def reconcile(self, device: Device, *, dry_run: bool, retire_expired: bool = False) -> Reconciled:
         """Finish what a crash interrupted; ``retire_expired``: abort staged keys that have expired, too."""
+
+    async def history(self, device: Device | None, since: int, limit: int) -> Sequence[Mapping[str, Any]]:
+        """The newest ``limit`` records of what was done, of one volume or of all; ``since``: microseconds, UTC.
+
+        Oldest first; their fields are in luksrotd(8).
+        """
 
     def interrupt(self, task: asyncio.Task[Any]) -> None:
         """The user wants ``task``, which runs one of the calls, to stop; called for every Ctrl-C."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 from dbus_next.signature import Variant
 
 from luksrotd import names
-from luksrotd.ctl import model
+from luksrotd.ctl import calls, model
 from luksrotd.ctl.connection import Connection, error_of
 from luksrotd.ctl.naming import uuid_of
 from luksrotd.ctl.progress import DELIVERING
@@ -47,7 +47,7 @@ class Remote:
         path = await self._object(device)
         found = await self._bus.properties(path, names.DEVICE_INTERFACE)
         keys = []
-        for token, key in ((token, _values(key)) for token, key in sorted(found["Keys"].items())):
+        for token, key in ((token, calls.values(key)) for token, key in sorted(found["Keys"].items())):
             keys.append(
                 model.Key(
                     token=token,
@@ -59,6 +59,9 @@ class Remote:
                     wipe_pending=key["wipe-pending"],
                     changed=key["changed"],
                     data=await self._data(path, key["name"]) if data else None,
+                    expires_at=key["expires-at"],
+                    set=key["group"],
+                    set_size=key["group-size"],
                 )
             )
         return model.Volume(
@@ -74,17 +77,36 @@ class Remote:
             busy=found["Busy"],
         )
 
-    async def enroll(
+    async def change(
         self, device: model.Device, request: model.KeyRequest, progress: model.Progress
     ) -> model.KeyChange:
         """See ``model.Backend``."""
-        return await self._job("Enroll", device, request, progress)
+        path = await self._object(device)
+        group = await self._set_of(path, request.name) if request.alone else ""
+        result = await self._job((path, names.DEVICE_INTERFACE), calls.change(request, group), request.new, progress)
+        return calls.key_change(result)
 
-    async def rotate(
-        self, device: model.Device, request: model.KeyRequest, progress: model.Progress
-    ) -> model.KeyChange:
+    async def change_set(
+        self, devices: Sequence[model.Device], request: model.KeyRequest, progress: model.Progress
+    ) -> model.SetChange:
         """See ``model.Backend``."""
-        return await self._job("Rotate", device, request, progress)
+        paths = [await self._object(device) for device in devices]
+        call = calls.change_set(paths, request)
+        result = await self._job((names.ROOT_PATH, names.MANAGER_INTERFACE), call, request.new, progress)
+        return calls.set_change(paths, result)
+
+    async def set_status(self, devices: Sequence[model.Device], name: str, group: str | None) -> model.SetStatus:
+        """See ``model.Backend``."""
+        paths = [await self._object(device) for device in devices]
+        body = [paths, name, {"group": Variant("s", group)} if group else {}]
+        method = (names.MANAGER_INTERFACE, "GetSetStatus")
+        status, members = (await self._bus.call(names.ROOT_PATH, method, "aosa{sv}", body)).body
+        return calls.set_status(name, paths, calls.values(status), [calls.values(one) for one in members])
+
+    async def scrub(self, device: model.Device, progress: model.Progress) -> int:
+        """See ``model.Backend``."""
+        target = (await self._object(device), names.DEVICE_INTERFACE)
+        return int((await self._job(target, calls.Call("Scrub", "a{sv}", [{}]), None, progress))["bytes"])
 
     async def verify(self, device: model.Device, name: str, credential: int) -> bool:
         """See ``model.Backend``."""
@@ -94,16 +116,24 @@ class Remote:
 
     async def reconcile(self, device: model.Device, *, dry_run: bool, retire_expired: bool = False) -> model.Reconciled:
         """See ``model.Backend``."""
-        if retire_expired:
-            raise InvalidRequest("cannot use --retire-expired: it works with --direct only, so far")
         path, method = await self._object(device), (names.DEVICE_INTERFACE, "Reconcile")
         lost = Outcome.UNCHANGED if dry_run else Outcome.UNKNOWN
-        body = [{"dry-run": Variant("b", dry_run)}]
+        body = [{"dry-run": Variant("b", dry_run), "retire-expired": Variant("b", retire_expired)}]
         try:
             found, left = (await self._bus.call(path, method, body=body, lost=lost)).body
         except asyncio.CancelledError:
             raise Cancelled("cannot wait any longer: the reconcile was interrupted", outcome=lost) from None
         return model.Reconciled(_findings(found), _findings(left))
+
+    async def history(self, device: model.Device | None, since: int, limit: int) -> Sequence[Mapping[str, Any]]:
+        """See ``model.Backend``."""
+        options = {"since": Variant("t", since), "limit": Variant("u", limit)}
+        if device is not None and (uuid := uuid_of(device.name)):
+            options["uuid"] = Variant("s", uuid)  # of a volume that need not be there
+        elif device is not None:
+            options["device"] = Variant("o", await self._object(device))
+        reply = await self._bus.call(names.ROOT_PATH, (names.MANAGER_INTERFACE, "GetHistory"), body=[options])
+        return [calls.values(entry) for entry in reply.body[0]]
 
     def interrupt(self, task: asyncio.Task[Any]) -> None:
         """Ask the job to stop and go on waiting for its end; where there is no job, or no patience left, stop."""
@@ -132,34 +162,41 @@ class Remote:
         data = json.loads(reply.body[0])
         return data if isinstance(data, dict) else None
 
+    async def _set_of(self, path: str, name: str) -> str:
+        """The set that the staged key of that name belongs to; '' if there is none."""
+        keys = (await self._bus.properties(path, names.DEVICE_INTERFACE))["Keys"].values()
+        staged = [key for key in map(calls.values, keys) if (key["name"], key["state"]) == (name, "staged")]
+        return str(staged[0]["group"]) if len(staged) == 1 else ""
+
     async def _job(
-        self, method: str, device: model.Device, request: model.KeyRequest, progress: model.Progress
-    ) -> model.KeyChange:
-        path = await self._object(device)
+        self,
+        target: tuple[str, str],
+        call: calls.Call,
+        new: int | model.Delivery | None,
+        progress: model.Progress,
+    ) -> Mapping[str, Any]:
+        """The Result of the job that a call starts on ``target``, an object path and an interface."""
         await self._bus.listen()
-        fds = [request.credential]
-        new = {"generate": Variant("b", True)}
-        if isinstance(request.new, int):
-            fds.append(request.new)
-            new = {"fd": Variant("h", 1)}
-        body = [request.name, {"fd": Variant("h", 0)}, new, _options(request)]
-        member, signature = (names.DEVICE_INTERFACE, method), "sa{sv}a{sv}a{sv}"
+        path, interface = target
         self._in_job = True
         try:
-            reply = await self._bus.call(path, member, signature, body, fds=fds, lost=Outcome.UNKNOWN)
+            reply = await self._bus.call(
+                path, (interface, call.member), call.signature, call.body, fds=call.fds, lost=Outcome.UNKNOWN
+            )
             job = str(reply.body[0])
-            failure = await self._follow(job, request.new, progress)
-            if failure is not None:
-                raise failure
-            result = _values((await self._bus.properties(job, names.JOB_INTERFACE))["Result"])
+            failure = await self._follow(job, new, progress)
+            result = calls.values((await self._bus.properties(job, names.JOB_INTERFACE))["Result"])
         except asyncio.CancelledError:
             raise Cancelled("cannot wait any longer: the daemon goes on", outcome=Outcome.UNKNOWN) from None
         finally:
             self._in_job = False
-        numbers = (result[member] for member in ("generation", "keyslot", "seqid-before", "seqid-after"))
-        return model.KeyChange(result["name"], *numbers)
+        if failure is not None and "members" not in result:
+            raise failure
+        return result
 
-    async def _follow(self, job: str, new: int | model.Delivery, progress: model.Progress) -> LuksrotdError | None:
+    async def _follow(
+        self, job: str, new: int | model.Delivery | None, progress: model.Progress
+    ) -> LuksrotdError | None:
         """Wait for the end of the job, and deliver its key meanwhile; the error that it ended with."""
         undelivered: LuksrotdError | None = None
         while True:
@@ -175,8 +212,9 @@ class Remote:
             elif event.member == "PropertiesChanged" and "Stage" in event.body[1]:
                 stage = event.body[1]["Stage"].value
                 progress(stage)
-                if stage == DELIVERING and not isinstance(new, int):
+                if stage == DELIVERING and new is not None and not isinstance(new, int):
                     undelivered = await self._take(job, new)
+                    new = None  # a set of volumes comes by here for each of them
 
     async def _take(self, job: str, delivery: model.Delivery) -> LuksrotdError | None:
         """Make the key safe; if that cannot be, stop the job before it commits."""
@@ -203,8 +241,8 @@ class Remote:
 
 def _block_device(name: str) -> str:
     path = Path(name).absolute()
-    if path.is_file() or path.is_dir():
-        raise UnknownDevice(f"cannot use {name} over the bus: it is no block device; for an image file see --direct")
+    if path.is_dir():
+        raise UnknownDevice(f"cannot use {name}: it is a directory")
     return str(path)
 
 
@@ -216,25 +254,6 @@ def _end(completed: Sequence[Any], undelivered: LuksrotdError | None) -> Luksrot
     told = error_of(name, text)
     known = Outcome(outcome) if outcome in list(Outcome) else Outcome.UNKNOWN
     return undelivered if undelivered and known is Outcome.UNCHANGED else type(told)(told.message, outcome=known)
-
-
-def _options(request: model.KeyRequest) -> dict[str, Variant]:
-    options = {}
-    if request.data is not None:
-        options["data"] = Variant("s", json.dumps(request.data))
-    if request.pbkdf is not None:
-        options["pbkdf"] = Variant("s", request.pbkdf.type)
-        numbers = {
-            "pbkdf-force-iterations": request.pbkdf.iterations,
-            "pbkdf-memory": request.pbkdf.memory_kib,
-            "pbkdf-parallel": request.pbkdf.parallel,
-        }
-        options |= {name: Variant("u", number) for name, number in numbers.items() if number is not None}
-    return options
-
-
-def _values(variants: Mapping[str, Variant]) -> dict[str, Any]:
-    return {name: variant.value for name, variant in variants.items()}
 
 
 def _findings(found: Sequence[Sequence[str]]) -> Sequence[model.Finding]:

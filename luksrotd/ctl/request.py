@@ -5,7 +5,6 @@ import argparse
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,12 +18,12 @@ from luksrotd.rotation.edits import Pbkdf
 DATA_LIMIT: Final = 1024 * 1024
 
 _DURATION: Final = re.compile(r"([1-9][0-9]{0,4})([mhdw])")
-_UNITS: Final = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_UNITS: Final = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def device(options: argparse.Namespace) -> Device:
     """The one volume."""
-    return Device(options.device, options.header)
+    return Device(options.device if "device" in options else options.devices[0], options.header)
 
 
 def target(options: argparse.Namespace) -> str:
@@ -32,14 +31,14 @@ def target(options: argparse.Namespace) -> str:
     return options.device if "device" in options else ", ".join(options.devices)
 
 
-def only(options: argparse.Namespace) -> Device | None:
-    """The volume, if it is a single one."""
-    return Device(options.devices[0], options.header) if len(options.devices) == 1 else None
+def devices(options: argparse.Namespace) -> list[Device]:
+    """All volumes."""
+    return [Device(name, options.header) for name in options.devices]
 
 
 def prints_key(options: argparse.Namespace) -> bool:
     """Whether standard output belongs to a generated key."""
-    return bool(options.generate) and options.output is None
+    return bool(getattr(options, "generate", False)) and options.output is None
 
 
 @contextmanager
@@ -56,16 +55,18 @@ def key_request(options: argparse.Namespace, key_file: str | None = None) -> Ite
             new = stack.enter_context(ToFile(options.output))
         else:
             new = ToStdout()
-        yield KeyRequest(options.name, credential, new, associated, cost)
+        yield KeyRequest(options.verb, options.name, credential, new, associated, cost)
 
 
-def duration(text: str) -> timedelta | None:
-    """ "30d", "12h" and the like, or "never"; raises ``InvalidRequest``."""
-    if text == "never":
-        return None
+def seconds(text: str, option: str = "--expires") -> int:
+    """ "30d", "12h" and the like in seconds, for --expires 0 for "never"; raises ``InvalidRequest``."""
+    can_be_never = option == "--expires"
+    if text == "never" and can_be_never:
+        return 0
     if not (match := _DURATION.fullmatch(text)):
-        raise InvalidRequest("cannot understand --expires: it takes a number with m, h, d or w, as 30d, or never")
-    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+        never = ", or never" if can_be_never else ""
+        raise InvalidRequest(f"cannot understand {option}: it takes a number with m, h, d or w, as 30d{never}")
+    return int(match[1]) * _UNITS[match[2]]
 
 
 def data(option: str | None) -> Mapping[str, Any] | None:

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The verbs: options → calls of the backend → a report."""
+"""The verbs that everybody needs first: options → calls of the backend → a report."""
 
 import argparse
-import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable
+from typing import TypeVar
 
 from luksrotd.ctl import secrets
 from luksrotd.ctl.arguments import (
@@ -17,21 +16,18 @@ from luksrotd.ctl.arguments import (
     check_engine,
     check_new_secret,
 )
+from luksrotd.ctl.backend import call, change
 from luksrotd.ctl.exits import Exit, status_of, worst
-from luksrotd.ctl.interrupt import interruptible
 from luksrotd.ctl.model import Backend, Device, Reconciled
-from luksrotd.ctl.progress import shown
-from luksrotd.ctl.report import Failed, Report, changed, listed, reconciled, showed, verified
-from luksrotd.ctl.request import device, key_request, prints_key
+from luksrotd.ctl.report import Failed, Report, listed, reconciled, showed, verified
+from luksrotd.ctl.request import device, key_request
 from luksrotd.errors import Cancelled, InvalidRequest, LuksrotdError
-from luksrotd.names import ATOMIC
 
 T = TypeVar("T")
-Operation = Callable[[Backend], Coroutine[Any, Any, T]]
 
 
 def add(verbs: Verbs) -> None:
-    """The verbs that work over the bus too."""
+    """The verbs."""
     verbs.group("volumes")
     verbs.add(
         "list", _list, "list the LUKS2 volumes and their managed keys", "luksrotctl list --json", writes=False, bus=True
@@ -49,7 +45,7 @@ def add(verbs: Verbs) -> None:
     add_device(reconcile, "*")
     reconcile.add_argument("--all", action="store_true", help="all volumes; goes on when one fails")
     reconcile.add_argument("--dry-run", action="store_true", help="change nothing, only tell what would be done")
-    expired = "abort staged keys that have expired, too (with --direct)"
+    expired = "abort staged keys that have expired, too"
     reconcile.add_argument("--retire-expired", action="store_true", help=expired)
     verbs.group("managed keys")
     enroll = "luksrotctl enroll /dev/sda2 --generate --output backup.key --data @escrow.json"
@@ -100,14 +96,14 @@ def _list(options: argparse.Namespace) -> Report:
         found = await backend.devices()
         return listed([(one.name, await _tried(backend.volume(one, data=False))) for one in found])
 
-    return _call(options, work)
+    return call(options, work)
 
 
 def _show(options: argparse.Namespace) -> Report:
     async def work(backend: Backend) -> Report:
         return showed(await backend.volume(device(options), data=True))
 
-    return _call(options, work)
+    return call(options, work)
 
 
 def _verify(options: argparse.Namespace) -> Report:
@@ -117,19 +113,12 @@ def _verify(options: argparse.Namespace) -> Report:
             matches = await backend.verify(device(options), options.name, credential)
             return verified(options.device, options.name, matches=matches)
 
-        return _call(options, work)
+        return call(options, work)
 
 
 def _change_key(options: argparse.Namespace) -> Report:
     with key_request(options) as request:
-
-        async def work(backend: Backend) -> Report:
-            change = backend.enroll if options.verb == "enroll" else backend.rotate
-            with shown() as progress:
-                done = await change(device(options), request, progress)
-            return changed(options.verb, options.device, done, options.output, to_stderr=prints_key(options))
-
-        return _call(options, work)
+        return change(options, request)
 
 
 def _reconcile(options: argparse.Namespace) -> Report:
@@ -145,7 +134,7 @@ def _reconcile(options: argparse.Namespace) -> Report:
             results.append((one.name, result))
         return reconciled(results, worst(_status(result) for _, result in results), dry_run=options.dry_run)
 
-    return _call(options, work)
+    return call(options, work)
 
 
 def _status(result: Reconciled | Failed) -> Exit:
@@ -160,25 +149,3 @@ async def _tried(call: Awaitable[T]) -> T | Failed:
         return await call
     except LuksrotdError as error:
         return Failed(error)
-
-
-def _call(options: argparse.Namespace, work: Operation[T]) -> T:
-    async def call() -> T:
-        backend = _backend(direct=options.direct, engine=getattr(options, "engine", ATOMIC))
-        try:
-            return await interruptible(work(backend), backend.interrupt)
-        finally:
-            await backend.close()
-
-    return asyncio.run(call())
-
-
-def _backend(*, direct: bool, engine: str) -> Backend:
-    # Imported late: a client of the bus needs none of luksrotd's own code, and --direct no D-Bus.
-    if direct:
-        from luksrotd.ctl.local import Local  # noqa: PLC0415 - see above
-
-        return Local(engine)
-    from luksrotd.ctl.remote import Remote  # noqa: PLC0415 - see above
-
-    return Remote()

@@ -20,11 +20,6 @@ def available_kib(root: Path = Path("/")) -> int:
     return min([limit // 1024 for limit in limits] + [total for total in (_total_kib(root),) if total], default=0)
 
 
-def budget_kib(root: Path = Path("/")) -> int | None:
-    """KiB for all key derivations together: three quarters of what there is; None if that is not known."""
-    return available_kib(root) * 3 // 4 or None
-
-
 @dataclass(frozen=True, slots=True)
 class _Mount:
     """A hierarchy of control groups: the part of it from ``group`` on is at ``point``."""

@@ -2,6 +2,7 @@
 """What the service manager is told (sd_notify(3)), and how often it wants to hear (sd_watchdog_enabled(3))."""
 
 import os
+import time
 from collections.abc import Mapping
 
 from systemd import daemon as systemd_daemon
@@ -13,6 +14,14 @@ class ServiceManager:
     def ready(self, status: str = "") -> None:
         """Start-up is done."""
         self._tell("READY=1", *_status(status))
+
+    def reloading(self) -> None:
+        """Reading the configuration again; ``ready`` says that it is done."""
+        self._tell("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+    def extend(self, seconds: float) -> None:
+        """What is going on, a start or a stop, takes this long yet."""
+        self._tell(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")
 
     def status(self, status: str) -> None:
         """One line for ``systemctl status``."""

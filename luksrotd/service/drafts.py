@@ -35,11 +35,11 @@ class Observer(Protocol):
 class Drafts:
     """Begins transactions, and ends those whose time is up, or whose owner or volume has gone.
 
-    ``gone`` returns when the connection of that unique name has left the bus, at once if it is not there.
+    ``gone`` returns when the caller has left the bus, at once if it is not there.
     """
 
     def __init__(
-        self, host: Host, means: Means, gone: Callable[[str], Awaitable[None]], limits: Limits | None = None
+        self, host: Host, means: Means, gone: Callable[[Caller], Awaitable[None]], limits: Limits | None = None
     ) -> None:
         self._host = host
         self._means = means
@@ -61,6 +61,10 @@ class Drafts:
         """Have ``observer`` told of every transaction from now on."""
         self._observers.append(observer)
 
+    def unobserve(self, observer: Observer) -> None:
+        """Tell it no more."""
+        self._observers.remove(observer)
+
     def configure(self, limits: Limits) -> None:
         """Other limits from now on; what is open stays as it is."""
         self._limits = limits
@@ -80,7 +84,7 @@ class Drafts:
         self._admit(owner)
         volume = self._means.registry.writable(uuid)
         left = Interruption()
-        watch = asyncio.create_task(_wait(self._gone(owner.name)))
+        watch = asyncio.create_task(_wait(self._gone(owner)))
         watch.add_done_callback(lambda _: left.happen("its caller has left the bus"))
         self._beginning[owner.uid] += 1
         try:
@@ -156,7 +160,7 @@ class Drafts:
         return transaction
 
     def _tell(self, event: str, transaction: OwnedTransaction) -> None:
-        for observer in self._observers:
+        for observer in self._observers.copy():
             try:
                 getattr(observer, event)(transaction)
             except Exception:  # whoever looks on must not keep a transaction open

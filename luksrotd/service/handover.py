@@ -97,7 +97,7 @@ class Handover:
         self._key.close()
 
     def _check_owner(self, caller: Caller) -> None:
-        if caller.name != self._owner.name:
+        if not caller.is_same(self._owner):
             raise NotAuthorized("cannot hand over the key: another connection has started the job")
 
 

@@ -63,8 +63,6 @@ ENDED: Final = frozenset(state for state, following in TRANSITIONS.items() if no
 
 #: Phases that the header does not show yet: the job can still be given up.
 _INVISIBLE: Final = frozenset({Phase.NEW_AREA})
-#: Those that never change what the header shows, in however many commits: they can be given up between two of them.
-_HARMLESS: Final = frozenset({Kind.SCRUB})
 
 
 class Job:
@@ -149,6 +147,10 @@ class Job:
         """Have ``listener`` called after every change, on the event loop."""
         self._listeners.append(listener)
 
+    def unsubscribe(self, listener: Callable[[], None]) -> None:
+        """Have it called no more."""
+        self._listeners.remove(listener)
+
     async def wait(self) -> object:
         """Its result, once it has ended; raises its error."""
         await self._ended.wait()
@@ -167,8 +169,7 @@ class Job:
         """It enters a stage or phase (a ``Progress``)."""
         if self.ended:
             raise Internal("cannot go on: the job has ended")
-        is_visible = isinstance(step, Phase) and step not in _INVISIBLE and self.kind not in _HARMLESS
-        if is_visible and self._state is State.RUNNING:
+        if isinstance(step, Phase) and step not in _INVISIBLE and self._state is State.RUNNING:
             self._move(State.COMMITTING)
         self._step = step
         self._entries += 1
@@ -223,7 +224,7 @@ class Job:
         self._notify()
 
     def _notify(self) -> None:
-        for listener in self._listeners:
+        for listener in self._listeners.copy():
             try:
                 listener()
             except Exception:  # whoever looks on must not stop a commit

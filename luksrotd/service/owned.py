@@ -9,12 +9,12 @@ from enum import StrEnum
 from typing import Self
 
 from luksrotd.errors import Busy, InvalidRequest, NotAuthorized
-from luksrotd.ports import Caller, SecretFd, SecretKeeper, SecretSource
+from luksrotd.ports import Caller, SecretFd, SecretKeeper, SecretSource, TokenSource
 from luksrotd.rotation.draft import parse_token
 from luksrotd.rotation.edits import NEW, UNLOCK, VOLUME_KEY, Pbkdf
 from luksrotd.rotation.preview import Difference
 from luksrotd.rotation.view import DeviceView
-from luksrotd.service import memory
+from luksrotd.service import memory, planning
 from luksrotd.service.draft import OpenTransaction
 from luksrotd.service.handover import Secrets
 from luksrotd.service.interruption import Interruption
@@ -117,7 +117,7 @@ class OwnedTransaction:
 
     def of(self, caller: Caller) -> Self:
         """The transaction, for its owner; raises ``NotAuthorized`` for every other connection."""
-        if caller.name != self.terms.owner.name:
+        if not caller.is_same(self.terms.owner):
             raise NotAuthorized("cannot use the transaction: another connection has begun it")
         return self
 
@@ -189,9 +189,12 @@ class OwnedTransaction:
         self._opened.draft.destroy_keyslot(keyslot)
 
     def plan(self) -> tuple[Difference, ...]:
-        """What the commit would do; raises the refusal that it would meet, as far as the header tells."""
+        """What the commit would do; raises the refusal that it would meet, as far as the header tells.
+
+        Without associated data: there is a right of its own to read that.
+        """
         self._check_open()
-        return self._opened.plan()
+        return planning.public(self._opened.plan())
 
     def commit(self) -> Job:
         """Start the commit of all edits, or of none; the end of the job is the end of the transaction.
@@ -266,10 +269,13 @@ class OwnedTransaction:
     async def _kept(self, secrets: Secrets, name: str) -> SecretSource:
         """The source of that name, so that it can be read at the commit, too, and whatever the other side does."""
         source = secrets.sources[name]
-        if not isinstance(source, SecretFd):
-            return source
         async with self._over.heeded():
-            return await self._means.keeper.keep(source, secrets.resources)
+            match source:
+                case SecretFd():
+                    return await self._means.keeper.keep(source, secrets.resources)
+                case TokenSource(pin=SecretFd() as pin):
+                    return replace(source, pin=await self._means.keeper.keep(pin, secrets.resources))
+        return source
 
     def _take_credential(self, name: str, source: SecretSource, resources: ExitStack) -> None:
         for other in (UNLOCK, VOLUME_KEY):

@@ -28,6 +28,8 @@ from luksrotd.service.verbs import Wanted
 _GIVEN: Final = "given"
 #: Members of our token that everybody may see; on the bus they are written as in the property Keys.
 _TOLD: Final = ("name", "generation", "state", "rotated_at", "expires_at")
+#: The verbs that take associated data.
+_WITH_DATA: Final = frozenset({Kind.ENROLL, Kind.ROTATE, Kind.STAGE, Kind.SET_DATA, Kind.ADOPT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +47,21 @@ def decide(verb: Kind, wanted: Wanted, view: DeviceView, now: datetime) -> Chang
     return _DECISIONS[verb](view, wanted, now)
 
 
-def of_change(view: DeviceView, change: Change, wanted: Wanted) -> Planned:
-    """The change, told object by object."""
-    if wanted.data is not None:
+def of_change(verb: Kind, wanted: Wanted, view: DeviceView, change: Change) -> Planned:
+    """What ``decide`` has decided, told object by object."""
+    if verb in _WITH_DATA and wanted.data is not None:
         change = replace(change, edits=_given(change.edits), closing=_given(change.closing))
-    return Planned(view.seqid, tuple(map(_public, preview(view, change))))
+    return Planned(view.seqid, public(preview(view, change)))
 
 
 def of_repairs(found: Reconciled) -> Planned:
     """What reconcile would do."""
-    return Planned(found.seqid, tuple(map(_public, found.differences)))
+    return Planned(found.seqid, public(found.differences))
+
+
+def public(differences: Iterable[Difference]) -> tuple[Difference, ...]:
+    """Of each what everybody may see."""
+    return tuple(map(_public, differences))
 
 
 def _enroll(view: DeviceView, wanted: Wanted, now: datetime) -> Change:

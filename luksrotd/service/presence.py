@@ -25,6 +25,7 @@ class _Shown:
     place: Place
     configured: bool
     admitted: bool = False
+    unwanted: bool = False
 
 
 class Presence:
@@ -36,8 +37,17 @@ class Presence:
         self._shown: dict[Key, _Shown] = {}
 
     def places(self, uuid: str) -> tuple[Place, ...]:
-        """Those of a volume that are admitted, in the order in which they came."""
-        return tuple(shown.place for shown in self._shown.values() if shown.uuid == uuid and shown.admitted)
+        """Those of a volume that are admitted, in the order in which they came.
+
+        A device that holds a detached header of another place is a part of that one.
+        """
+        found = [shown.place for shown in self._shown.values() if shown.uuid == uuid and shown.admitted]
+        headers = {place.header for place in found}
+        return tuple(place for place in found if place.header is not None or place.node not in headers)
+
+    def leaving(self, uuid: str) -> bool:
+        """Whether a place of the volume is only admitted as long as it is held."""
+        return any(shown.uuid == uuid and shown.unwanted for shown in self._shown.values())
 
     def take(self, event: DeviceEvent) -> Iterator[str]:
         """Note what a watcher tells; the UUIDs of the volumes that it is about."""
@@ -76,3 +86,4 @@ class Presence:
         wanted = shown.configured or self._rules.admit(shown.uuid, links, shown.place.traits.bus)
         if wanted or not self._held(shown.uuid):
             shown.admitted = wanted
+        shown.unwanted = shown.admitted and not wanted

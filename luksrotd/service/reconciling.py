@@ -56,13 +56,17 @@ class Reconciler:
         self._audit = Audit(host)
         self._suspects = Suspects(host, transactor)
 
-    async def examine(self, ref: DeviceRef) -> Examined:
-        """The volume as it is now, and what reconcile would find."""
+    async def examine(self, ref: DeviceRef, *, remember: bool = False) -> Examined:
+        """The volume as it is now, and what reconcile would find.
+
+        ``remember``: if that is nothing, keep its inventory, as a reconcile would.
+        """
         async with self._transactor.opened(ref) as device:
             foreign = await self._host.probe.foreign(device)
         seen = await self._transactor.look(ref)
         findings = reconcile.diagnose(seen, foreign, Rules(now=self._host.clock.now()))
-        return Examined(seen, (*findings, *await self._suspects.notes(seen)))
+        notes = self._suspects.reconciled(seen, clean=not findings) if remember else self._suspects.notes(seen)
+        return Examined(seen, (*findings, *await notes))
 
     async def reconcile(self, ref: DeviceRef, *, dry_run: bool = False, retire_expired: bool = False) -> Reconciled:
         """Finish what a crash interrupted; with ``dry_run`` only say what would be done.  Needs no secret.

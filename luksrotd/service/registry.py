@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 from typing import TYPE_CHECKING, Final, Protocol
 
 from luksrotd.config import DeviceRules
@@ -14,6 +15,7 @@ from luksrotd.errors import BusyError, LuksrotdError, NeedsPerson, UnknownDevice
 from luksrotd.ports import DeviceEvent, Watcher
 from luksrotd.rotation.ledger import ForeignChange
 from luksrotd.rotation.reconcile import Action
+from luksrotd.service.agenda import Agenda
 from luksrotd.service.jobs import Job
 from luksrotd.service.presence import Presence
 from luksrotd.service.runner import Runner
@@ -31,6 +33,8 @@ PARALLEL: Final = 4
 """Volumes that are examined at once."""
 RETRY_SECONDS: Final = 30.0
 """After which a volume is examined again that another tool had locked."""
+PAUSE_SECONDS: Final = 0.25
+"""Between examinations of a volume that only has events; one that comes, or a job, is not kept waiting."""
 SETTLE_SECONDS: Final = 5.0
 """How long ``settle`` waits; a healthy device takes milliseconds."""
 
@@ -52,7 +56,12 @@ class Registry:
     """Follows its watchers with ``run``."""
 
     def __init__(
-        self, volumes: Volumes, *watchers: Watcher, parallel: int = PARALLEL, retry_seconds: float = RETRY_SECONDS
+        self,
+        volumes: Volumes,
+        *watchers: Watcher,
+        parallel: int = PARALLEL,
+        retry_seconds: float = RETRY_SECONDS,
+        pause_seconds: float = PAUSE_SECONDS,
     ) -> None:
         self._use = volumes
         self._watchers = watchers
@@ -62,10 +71,10 @@ class Registry:
         self._runner: Runner | None = None
         self._presence = Presence(self._busy)
         self._volumes: dict[str, Volume] = {}
+        self._comings: dict[str, int] = {}
+        self._count = count()
         self._announced: set[str] = set()
-        self._dirty: dict[str, bool] = {}
-        self._active: dict[str, asyncio.Task[None]] = {}
-        self._group: asyncio.TaskGroup | None = None
+        self._agenda = Agenda(self._refresh, pause_seconds)
         self._scanning = set(watchers)
         self._scanned = asyncio.Event()
 
@@ -78,6 +87,10 @@ class Registry:
         """Have ``observer`` told of every volume from now on."""
         self._observers.append(observer)
 
+    def unobserve(self, observer: Observer) -> None:
+        """Tell it no more."""
+        self._observers.remove(observer)
+
     def heed(self, runner: Runner) -> None:
         """Let a volume that is no longer managed stay as long as the runner has a job for it."""
         self._runner = runner
@@ -86,7 +99,7 @@ class Registry:
     def configure(self, rules: DeviceRules) -> None:
         """Manage what the rules admit, from now on: other volumes disappear as if unplugged, and some may come.
 
-        One that is busy disappears when its last job has ended.
+        One that is busy disappears when its last job has ended; jobs of it that have not begun are refused.
         """
         for uuid in self._presence.configure(rules):
             self._update(uuid)
@@ -107,39 +120,36 @@ class Registry:
     def writable(self, uuid: str) -> Volume:
         """The volume, if it may be written; raises ``UnknownDevice`` and ``NeedsPerson``."""
         volume = self.get(uuid)
+        if self._presence.leaving(uuid):
+            raise UnknownDevice(f"cannot write: the configuration does not admit {volume.nodes[0]} any more")
         if volume.ambiguous:
             raise NeedsPerson(f"cannot write: {volume.ambiguity}")
         return volume
 
     def refresh(self, uuid: str, *, fresh: bool = False) -> None:
         """Examine the volume soon; any number of calls meanwhile are one."""
-        if uuid not in self._volumes or self._group is None:
-            return
-        self._dirty[uuid] = fresh or self._dirty.get(uuid, False)
-        if uuid not in self._active:
-            self._active[uuid] = self._group.create_task(self._refresh(uuid))
+        if uuid in self._volumes:
+            self._agenda.add(uuid, fresh=fresh, urgent=True)
 
     async def settle(self, uuid: str) -> None:
         """Examine the volume, and return when that is done, or takes too long."""
         self.refresh(uuid)
-        if uuid in self._active:
-            await asyncio.wait({self._active[uuid]}, timeout=SETTLE_SECONDS)
+        await self._agenda.done(uuid, SETTLE_SECONDS)
 
     async def scanned(self) -> None:
         """Wait until the volumes that were there at the start have been examined."""
         await self._scanned.wait()
-        if self._active:
-            await asyncio.wait(list(self._active.values()))
+        await self._agenda.idle()
 
     async def run(self) -> None:
         """Follow the watchers until all are closed; raises what they raise."""
         async with asyncio.TaskGroup() as group:
-            self._group = group
+            self._agenda.begin(group)
             try:
                 await asyncio.wait([group.create_task(self._follow(group, watcher)) for watcher in self._watchers])
             finally:
                 self._scanned.set()
-                self._group = None  # jobs may outlive this, and examine nothing any more
+                self._agenda.end()  # jobs may outlive this, and examine nothing any more
 
     # -- what happens to jobs -------------------------------------------------------------------------------------
 
@@ -186,15 +196,18 @@ class Registry:
             if before is not None:
                 self._remove(before)
             return
+        if before is None:
+            self._comings[uuid] = next(self._count)
         volume = before or Volume(uuid, ())
-        moved = [place.key for place in places] != [place.key for place in volume.places]
-        self._volumes[uuid] = replace(volume, places=places)
+        now = self._volumes[uuid] = replace(volume, places=places)
+        moved = now.keys != volume.keys
         if moved or changed:
-            self.refresh(uuid, fresh=moved)
+            self._agenda.add(uuid, fresh=moved, urgent=moved)
 
     def _remove(self, volume: Volume) -> None:
         del self._volumes[volume.uuid]
-        self._dirty.pop(volume.uuid, None)
+        del self._comings[volume.uuid]
+        self._agenda.forget(volume.uuid)
         if volume.uuid in self._announced:
             self._announced.discard(volume.uuid)
             for observer in self._observers:
@@ -203,31 +216,26 @@ class Registry:
     def _busy(self, uuid: str) -> bool:
         return self._runner is not None and self._runner.busy(uuid)
 
-    async def _refresh(self, uuid: str) -> None:
-        try:
-            while (fresh := self._dirty.pop(uuid, None)) is not None:
-                volume = self._volumes[uuid]
-                async with self._turns:
-                    mark = self._use.ledger.mark()
-                    examined = await self._examine(volume)
-                now = self._volumes.get(uuid)
-                if now is None or [place.key for place in now.places] != [place.key for place in volume.places]:
-                    # It changed under our eyes.  If it is still there, its own event has made it dirty again.
-                    if uuid in self._dirty:
-                        self._dirty[uuid] |= fresh
-                    continue
-                # After Busy the view is the one of before, and nothing has been read.
-                foreign = self._foreign(examined, mark) if examined.view is not volume.view else None
-                self._set(replace(examined, places=now.places, foreign=foreign), fresh=fresh)
-        finally:
-            del self._active[uuid]
+    async def _refresh(self, uuid: str, fresh: bool) -> None:
+        volume, coming = self._volumes[uuid], self._comings[uuid]
+        async with self._turns:
+            mark = self._use.ledger.mark()
+            examined = await self._examine(volume, fresh=fresh)
+        now = self._volumes.get(uuid)
+        if now is None or self._comings[uuid] != coming or now.keys != volume.keys:
+            # It changed under our eyes.  If it is still there, its own event will have it examined again.
+            self._agenda.inherit(uuid, fresh=fresh)
+            return
+        # After Busy the view is the one of before, and nothing has been read.
+        foreign = self._foreign(examined, mark) if examined.view is not volume.view else None
+        self._set(replace(examined, places=now.places, foreign=foreign), fresh=fresh)
 
-    async def _examine(self, volume: Volume) -> Volume:
+    async def _examine(self, volume: Volume, *, fresh: bool) -> Volume:
         problems: list[Problem] = []
         if volume.ambiguous:
             problems.append(Problem("uuid-ambiguous", Action.PERSON, volume.ambiguity))
         try:
-            seen: Examined = await self._use.examine(volume.ref)
+            seen: Examined = await self._use.examine(volume.ref, remember=fresh and not volume.ambiguous)
         except LuksrotdError as error:
             if isinstance(error, BusyError):
                 asyncio.get_running_loop().call_later(self._retry_seconds, self.refresh, volume.uuid)
@@ -247,8 +255,8 @@ class Registry:
             return None
         change = self._use.ledger.saw(volume.uuid, seen.seqid, seen.digest, mark)
         if change is not None:
-            what = f"sequence number {change.before} before, {change.after} now"
-            log.warning("somebody else has changed the header of %s: %s", volume.uuid, what)
+            about = (volume.uuid, volume.nodes[0], change.before, change.after)
+            self._use.audit.foreign_change(*about, change.direction.value)
         return change
 
     def _set(self, volume: Volume, *, fresh: bool) -> None:

@@ -17,6 +17,7 @@ from luksrotd.service.actor import acting
 from luksrotd.service.estimate import Estimator, Timers
 from luksrotd.service.handover import Secrets
 from luksrotd.service.jobs import UNSEEN, Job, Kind, State
+from luksrotd.service.progress import Stage
 from luksrotd.service.schedule import Entry
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Observer(Protocol):
 
 
 class Runner:
-    """Runs jobs, within ``limits``, of which ``memory_kib`` is what holds where they say nothing about memory.
+    """Runs jobs within ``limits``; where these say nothing about memory, it does not matter.
 
     An ended job that somebody may ask about is kept for ``keep_seconds``, and no more than ``keep_jobs`` of them: of
     too many, one of the user with the most of them goes.  ``timers`` move the progress; None for the event loop.
@@ -69,13 +70,11 @@ class Runner:
         self,
         limits: Limits | None = None,
         *,
-        memory_kib: int | None = None,
         keep_seconds: float = KEEP_SECONDS,
         keep_jobs: int = KEEP_JOBS,
         timers: Timers | None = None,
     ) -> None:
-        self._memory_kib = memory_kib
-        self._limits = self._completed(limits or Limits())
+        self._limits = limits or Limits()
         self._keep_seconds = keep_seconds
         self._keep_jobs = keep_jobs
         self._estimator = Estimator(timers)
@@ -84,6 +83,7 @@ class Runner:
         self._queued: dict[int, _Work] = {}
         self._running: dict[int, _Work] = {}
         self._ended: dict[int, tuple[Job, asyncio.TimerHandle]] = {}
+        self._turns: schedule.Turns = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self._stopping = False
@@ -98,13 +98,17 @@ class Runner:
         """Have ``observer`` told of every job from now on."""
         self._observers.append(observer)
 
+    def unobserve(self, observer: Observer) -> None:
+        """Tell it no more."""
+        self._observers.remove(observer)
+
     def busy(self, volume: str) -> bool:
         """Whether a job of the volume runs or waits."""
         return any(volume in work.job.volumes for work in (*self._running.values(), *self._queued.values()))
 
     def configure(self, limits: Limits) -> None:
         """Go by other limits from now on; what runs or waits already stays."""
-        self._limits = self._completed(limits)
+        self._limits = limits
         self._start_what_may()
 
     def submit(self, request: Request) -> Job:
@@ -129,6 +133,7 @@ class Runner:
         self._queued[job.number] = work
         self._idle.clear()
         self._estimator.follow(job, request.memory_kib)
+        job.subscribe(lambda: self._on_change(job))
         self._tell("job_added", job)
         if request.secrets.abandoned:
             work.watch = asyncio.create_task(self._watch(work, request.secrets.abandoned))
@@ -161,19 +166,22 @@ class Runner:
                 work.task.cancel()
         await self._idle.wait()
 
-    def _completed(self, limits: Limits) -> Limits:
-        return limits if limits.memory_kib is not None else replace(limits, memory_kib=self._memory_kib)
-
     def _refusal(self, new: Entry) -> LuksrotdError | None:
         if self._stopping:
             return Busy(f"cannot start a job: {STOPPING}")
-        return schedule.refusal(_entries(self._running), _entries(self._queued), new, self._limits)
+        return schedule.refusal(_entries(self._running), _entries(self._queued), new, self._limits, self._turns)
 
     def _start_what_may(self) -> None:
         if self._stopping:
             return
-        for entry in schedule.startable(_entries(self._running), _entries(self._queued), self._limits):
+        running, queued = _entries(self._running), _entries(self._queued)
+        for entry in schedule.startable(running, queued, self._limits, self._turns):
+            self._turns = schedule.turns_after(self._turns, entry, queued)
             self._start(self._queued[entry.number])
+
+    def _on_change(self, job: Job) -> None:
+        if job.step is Stage.DELIVERING and job.number in self._running:
+            self._start_what_may()  # it leaves its place to others until its owner has stored the key
 
     def _start(self, work: "_Work") -> None:
         self._running[work.job.number] = self._queued.pop(work.job.number)
@@ -237,7 +245,7 @@ class Runner:
             self.cancel(work.job, "its caller is gone")
 
     def _tell(self, event: str, job: Job) -> None:
-        for observer in self._observers:
+        for observer in self._observers.copy():
             try:
                 getattr(observer, event)(job)
             except Exception:  # whoever looks on must not stop a job
@@ -259,7 +267,9 @@ async def _run(work: _Work) -> object:
 
 
 def _entries(works: Mapping[int, _Work]) -> list[Entry]:
-    return [_entry(number, work.request) for number, work in works.items()]
+    return [
+        replace(_entry(number, work.request), idle=work.job.step is Stage.DELIVERING) for number, work in works.items()
+    ]
 
 
 def _entry(number: int, request: Request) -> Entry:

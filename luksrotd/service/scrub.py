@@ -15,10 +15,11 @@ from luksrotd.service.transaction import Transactor
 
 @dataclass(frozen=True, slots=True)
 class Scrubbed:
-    """How many bytes of which volume have been overwritten."""
+    """How many bytes of which volume have been overwritten, and its sequence number, which stays as it is."""
 
     bytes: int
     uuid: str
+    seqid: int
 
 
 async def run(
@@ -52,6 +53,6 @@ async def run(
         heed_cancellation()
         if not done.change.wipe:
             progress(Stage.DONE)
-            return Scrubbed(written, seen.uuid)
+            return Scrubbed(written, seen.uuid, done.seqid_after)
         start = done.change.wipe[-1].end
         written += sum(extent.size for extent in done.change.wipe)

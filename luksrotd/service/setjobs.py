@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The verbs of a set of volumes as jobs: one job for all of its volumes."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 
 from luksrotd.errors import InvalidRequest, LuksrotdError, Outcome
 from luksrotd.ports import Caller, DeviceRef
 from luksrotd.rotation.sets import SetStatus
 from luksrotd.service import verbs
+from luksrotd.service.cancellation import to_the_end
 from luksrotd.service.handover import Secrets
 from luksrotd.service.jobs import Job, Kind
 from luksrotd.service.registry import Registry
@@ -21,15 +21,6 @@ _CHANGED = frozenset({Happened.STAGED, Happened.FINISHED, Happened.ABORTED})
 _GRAVEST_FIRST = (Outcome.UNKNOWN, Outcome.WIPE_PENDING, Outcome.COMMITTED)
 
 
-@dataclass(frozen=True, slots=True)
-class SetWanted:
-    """What is wanted of a verb on a set; ``group`` and ``keep`` as of ``SetRequest``."""
-
-    wanted: Wanted = field(default_factory=Wanted)
-    group: str | None = None
-    keep: bool = False
-
-
 class SetJobs:
     """Starts jobs on several volumes of the registry."""
 
@@ -38,7 +29,7 @@ class SetJobs:
         self._registry = registry
         self._runner = runner
 
-    def start(self, kind: Kind, uuids: Sequence[str], owner: Caller, wanted: SetWanted, secrets: Secrets) -> Job:
+    def start(self, kind: Kind, uuids: Sequence[str], owner: Caller, wanted: Wanted, secrets: Secrets) -> Job:
         """Stage, finish or abort on these volumes; ``secrets`` belong to the job from now on.
 
         Raises ``InvalidRequest``, ``UnknownDevice``, ``NeedsPerson``, ``Busy`` and ``TooMany``; all else is the job's
@@ -48,8 +39,7 @@ class SetJobs:
         async def work(job: Job) -> object:
             refs = [self._registry.writable(uuid).ref for uuid in uuids]
             result = await self._carry_out(kind, refs, wanted, secrets, job)
-            for uuid in uuids:
-                await self._registry.settle(uuid)
+            await to_the_end(self._settle(uuids))  # a cancel that comes now must not hide what has been done
             if result.errors:
                 job.result = result
                 raise failure(result)
@@ -61,8 +51,8 @@ class SetJobs:
         except BaseException:
             secrets.close()
             raise
-        memory = max(verbs.memory_kib(view, wanted.wanted.pbkdf, secrets) for view in views)
-        return self._runner.submit(Request(kind, tuple(uuids), work, wanted.wanted.name, owner, secrets, memory))
+        memory = max(verbs.memory_kib(view, wanted.pbkdf, secrets) for view in views)
+        return self._runner.submit(Request(kind, tuple(uuids), work, wanted.name, owner, secrets, memory))
 
     async def status(self, uuids: Sequence[str], name: str, group: str | None) -> SetStatus:
         """Where the set stands now; raises ``InvalidRequest``, ``UnknownDevice``, and what reading them raises."""
@@ -70,16 +60,17 @@ class SetJobs:
         refs = [self._registry.get(uuid).ref for uuid in uuids]
         return await self._sets.status(refs, name=name, group=group)
 
+    async def _settle(self, uuids: Sequence[str]) -> None:
+        for uuid in uuids:
+            await self._registry.settle(uuid)
+
     async def _carry_out(
-        self, kind: Kind, refs: Sequence[DeviceRef], wanted: SetWanted, secrets: Secrets, job: Job
+        self, kind: Kind, refs: Sequence[DeviceRef], wanted: Wanted, secrets: Secrets, job: Job
     ) -> SetResult:
-        name, group = wanted.wanted.name, wanted.group
         if kind is not Kind.STAGE:
             end = self._sets.finish if kind is Kind.FINISH else self._sets.abort
-            return await end(refs, name=name, group=group, progress=job.entered)
-        request = SetRequest(
-            wanted.wanted.data, wanted.wanted.pbkdf, name, group, wanted.wanted.expires_after, wanted.keep
-        )
+            return await end(refs, name=wanted.name, group=wanted.group, progress=job.entered)
+        request = SetRequest(wanted.data, wanted.pbkdf, wanted.name, wanted.group, wanted.expires_after, wanted.keep)
         # Cancelling it undoes what has been staged, so it can be until the last one.
         progress = verbs.before_commits(job.entered)
         return await self._sets.stage(refs, secrets.sources, request, progress=progress, deliver=secrets.deliver)
@@ -89,17 +80,16 @@ def failure(result: SetResult) -> LuksrotdError:
     """The first error, with what is true of the set as a whole."""
     failed = next(member for member in result.members if member.error is not None)
     assert failed.error is not None  # noqa: S101 -- for mypy
-    found = {_outcome(member) for member in result.members}
+    found = {outcome for member in result.members for outcome in _outcomes(member)}
     outcome = next((grave for grave in _GRAVEST_FIRST if grave in found), Outcome.UNCHANGED)
     return type(failed.error)(f"{failed.error.message} ({failed.ref.path})", outcome=outcome)
 
 
-def _outcome(member: MemberResult) -> Outcome:
-    if member.happened is Happened.UNDONE:
-        return Outcome.UNCHANGED
-    if member.error is not None:
-        return member.error.outcome
-    return Outcome.COMMITTED if member.happened in _CHANGED else Outcome.UNCHANGED
+def _outcomes(member: MemberResult) -> Iterator[Outcome]:
+    if member.happened in _CHANGED:
+        yield Outcome.COMMITTED
+    if member.error is not None and member.happened is not Happened.UNDONE:
+        yield member.error.outcome
 
 
 def _check(uuids: Sequence[str]) -> None:

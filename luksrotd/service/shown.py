@@ -58,6 +58,11 @@ class Volume:
         return tuple(place.node for place in self.places)
 
     @property
+    def keys(self) -> tuple[Key, ...]:
+        """What its places are told apart by."""
+        return tuple(place.key for place in self.places)
+
+    @property
     def links(self) -> tuple[str, ...]:
         """Other names of the nodes."""
         return tuple(sorted({link for place in self.places for link in place.traits.links}))

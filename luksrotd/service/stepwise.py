@@ -127,7 +127,7 @@ class StepwiseVolumes(Volumes):
             return decide(seen)
 
         verb = replace(run.verb, done=f"{run.verb.done} in steps")
-        with self._audit.change(verb, ref, name, group=run.group, engine=STEPWISE) as account:
+        with self.audit.change(verb, ref, name, group=run.group, engine=STEPWISE) as account:
             done = await self._stepper.run(
                 ref, account.following(unless_stale), run.secrets, account.progress(run.progress), run.deliver
             )

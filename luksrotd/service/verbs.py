@@ -24,7 +24,8 @@ class Wanted:
 
     ``data`` of ``None`` keeps the associated data, or is none.  ``keyslot``: the one to be adopted.
     ``key_generation``: only if that generation of the key is staged.  ``expires_after``: when a staged key counts as
-    forgotten (``None``: never).  ``only_at``: only if the header is at that sequence number.
+    forgotten (``None``: never).  ``only_at``: only if the header is at that sequence number.  ``group``: the id of the
+    set of volumes that it is staged for.  ``keep``: as of ``setwork.SetRequest``.
     """
 
     name: str = DEFAULT_KEY_NAME
@@ -34,6 +35,8 @@ class Wanted:
     key_generation: int | None = None
     expires_after: timedelta | None = DEFAULT_HOLD.expires_after
     only_at: int | None = None
+    group: str | None = None
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +99,23 @@ async def _stage(volumes: Volumes, call: Call) -> object:
 
 
 async def _finish(volumes: Volumes, call: Call) -> object:
-    wanted = call.wanted
-    return await volumes.finish(call.ref, name=wanted.name, generation=wanted.key_generation, progress=call.progress)
+    return await volumes.finish(
+        call.ref,
+        name=call.wanted.name,
+        generation=call.wanted.key_generation,
+        group=call.wanted.group,
+        progress=call.progress,
+    )
 
 
 async def _abort(volumes: Volumes, call: Call) -> object:
-    wanted = call.wanted
-    return await volumes.abort(call.ref, name=wanted.name, generation=wanted.key_generation, progress=call.progress)
+    return await volumes.abort(
+        call.ref,
+        name=call.wanted.name,
+        generation=call.wanted.key_generation,
+        group=call.wanted.group,
+        progress=call.progress,
+    )
 
 
 async def _set_data(volumes: Volumes, call: Call) -> object:

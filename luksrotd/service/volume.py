@@ -62,7 +62,8 @@ class Volumes:
     def __init__(self, host: Host, transactor: Transactor | None = None) -> None:
         self._host = host
         self._transactor = transactor or Transactor(host)
-        self._audit = Audit(host)
+        #: The record of what is done, and of what is noticed.
+        self.audit = Audit(host)
         self._reconciler = Reconciler(host, self._transactor)
         self._only_at: int | None = None
         #: Whose change of a header it was.
@@ -87,9 +88,12 @@ class Volumes:
         """What reconcile would find."""
         return (await self.examine(ref)).findings
 
-    async def examine(self, ref: DeviceRef) -> Examined:
-        """The volume as it is now, and what reconcile would find."""
-        return await self._reconciler.examine(ref)
+    async def examine(self, ref: DeviceRef, *, remember: bool = False) -> Examined:
+        """The volume as it is now, and what reconcile would find.
+
+        ``remember``: if that is nothing, keep its inventory, as a reconcile would.
+        """
+        return await self._reconciler.examine(ref, remember=remember)
 
     async def enroll(
         self,
@@ -260,9 +264,9 @@ class Volumes:
 
     async def scrub(self, ref: DeviceRef, *, progress: Progress = ignore) -> Scrubbed:
         """Overwrite all keyslot space that no header copy references; the header stays as it is."""
-        with self._audit.change(audit.SCRUB, ref) as account:
+        with self.audit.change(audit.SCRUB, ref) as account:
             done = await scrub.run(self._transactor, ref, account.progress(progress), only_at=self._only_at)
-            account.done(done.uuid, bytes=done.bytes)
+            account.done(done.uuid, bytes=done.bytes, seqid_before=done.seqid, seqid_after=done.seqid)
         return done
 
     def _now(self) -> datetime:
@@ -273,7 +277,7 @@ class Volumes:
             policy.check_sequence(seen, self._only_at)
             return decide(seen)
 
-        with self._audit.change(run.verb, ref, name, group=run.group) as account:
+        with self.audit.change(run.verb, ref, name, group=run.group) as account:
             done = await self._transactor.run(
                 ref, account.following(unless_stale), run.secrets, account.progress(run.progress), run.deliver
             )

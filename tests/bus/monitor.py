@@ -41,6 +41,10 @@ class Monitor:
                 self._arrived.clear()
                 await self._arrived.wait()
 
+    def named(self, name):
+        """The messages with that member, or that error."""
+        return [one for one in self.messages if name in (one.member, (one.error_name or "").rpartition(".")[2])]
+
     def sender_of(self, member):
         return next(message.sender for message in self.messages if message.member == member)
 

@@ -13,6 +13,7 @@ from dbus_next.message import Message
 from luksrotd import names
 from luksrotd.bus.authority import PolkitAuthority
 from luksrotd.bus.connection import Bus
+from luksrotd.bus.guard import DIALOGUES_PER_USER
 from luksrotd.errors import NotAuthorized
 from luksrotd.ports import Caller
 from tests.bus.monitor import Monitor
@@ -151,15 +152,75 @@ async def test_polkit_dying_amid_the_question_is_a_no(bed, service, nobody, capl
         bed.end(agent.process)
 
 
-async def test_polkit_hanging_is_a_no(bed):
-    bus = await Bus().connect()
-    os.kill(bed.polkitd_pid, signal.SIGSTOP)
+async def test_when_polkit_is_back_so_are_the_rights(bed, service, nobody, caplog):
+    os.kill(bed.polkitd_pid, signal.SIGKILL)
+    await asyncio.to_thread(bed.stop_polkitd)
+    async with BusClient() as root:
+        for attempt in range(2):
+            assert await refusal(root.call(*ROTATE)) == NOT_AUTHORIZED, attempt
+        await asyncio.to_thread(bed.start_polkitd)
+        assert await root.call(*ROTATE) == ["rotated k"]
+    assert await refusal(nobody.call(*ROTATE)) == INTERACTIVE  # and no more than they were
+    assert len(service.toy.calls) == 1
+
+
+async def test_polkit_hanging_is_a_no_and_holds_nobody_else_up(bed, nobody):
+    async with serve(polkit_seconds=0.2) as service, BusClient() as root:
+        os.kill(bed.polkitd_pid, signal.SIGSTOP)
+        try:
+            asking = asyncio.ensure_future(root.call(*ROTATE))
+            assert await nobody.call(PATH, INTERFACE, "Echo", "s", ["x"]) == ["x"]
+            assert await refusal(asking) == NOT_AUTHORIZED
+            assert await refusal(nobody.call(*ROTATE, interactive=True)) == NOT_AUTHORIZED
+        finally:
+            os.kill(bed.polkitd_pid, signal.SIGCONT)
+        assert [arguments for _, arguments in service.toy.calls] == [["x"]]
+        assert await root.call(*ROTATE) == ["rotated k"]
+
+
+async def test_polkit_killed_while_it_hangs_is_a_no_at_once(bed, service, nobody, caplog):
+    async with Monitor() as seen:
+        os.kill(bed.polkitd_pid, signal.SIGSTOP)
+        asking = asyncio.ensure_future(nobody.call(*ROTATE, interactive=True))
+        await seen.wait_for("CheckAuthorization")
+        os.kill(bed.polkitd_pid, signal.SIGKILL)
+        await asyncio.to_thread(bed.stop_polkitd)
     try:
-        with pytest.raises(NotAuthorized, match="in time"):
-            await PolkitAuthority(bus, polkit_seconds=0.05).check(Caller(bus.unique_name, 0), names.ACTION_LIST, {})
+        assert await refusal(asking) == NOT_AUTHORIZED
     finally:
-        os.kill(bed.polkitd_pid, signal.SIGCONT)
-        await bus.close()
+        await asyncio.to_thread(bed.start_polkitd)
+
+
+async def test_a_caller_that_vanishes_while_polkit_hangs_leaves_no_question(bed, service, nobody, caplog):
+    async with Monitor() as seen:
+        os.kill(bed.polkitd_pid, signal.SIGSTOP)
+        try:
+            nobody.send(*ROTATE)
+            await seen.wait_for("CheckAuthorization")
+            await asyncio.to_thread(nobody.close)
+            await seen.wait_for("CancelCheckAuthorization")
+        finally:
+            os.kill(bed.polkitd_pid, signal.SIGCONT)
+        assert seen.cancellation("CheckAuthorization") == seen.cancellation("CancelCheckAuthorization")
+        assert not service.callers.is_known(seen.sender_of("Rotate"))
+    assert service.toy.calls == []
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_a_user_cannot_fill_a_screen_with_dialogues(bed, service, nobody):
+    agent = await asyncio.to_thread(bed.agent, "ignore", nobody.pid, nobody.uid)
+    async with Monitor() as seen:
+        for number in range(DIALOGUES_PER_USER + 5):
+            nobody.send(PATH, INTERFACE, "Rotate", "sa{sv}", [str(number), {}], interactive=True)
+        for _ in range(DIALOGUES_PER_USER):
+            await asyncio.to_thread(agent.wait_for, "begin")
+        await seen.until(lambda _: len(seen.named("LimitsExceeded")) == 5)
+        shown = [message for message in seen.messages if message.member == "CheckAuthorization" and message.body[3]]
+        assert len(shown) == DIALOGUES_PER_USER
+        await asyncio.to_thread(nobody.close)
+        await seen.until(lambda _: len(seen.named("CancelCheckAuthorization")) == DIALOGUES_PER_USER)
+    assert not service.toy.guard._dialogues
+    bed.end(agent.process)
 
 
 async def test_an_action_that_polkit_does_not_know_is_a_no(bed, caplog):

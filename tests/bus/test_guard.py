@@ -9,10 +9,8 @@ import pytest
 from luksrotd import names
 from luksrotd.bus.caller import CallerVanished
 from luksrotd.bus.guard import DIALOGUES_PER_USER, Guard, Question
-from luksrotd.bus.questions import about_set, set_details
 from luksrotd.errors import InteractiveAuthorizationRequired, NotAuthorized, TooMany
-from luksrotd.ports import Caller, Traits
-from luksrotd.service.shown import Place, Volume
+from luksrotd.ports import Caller
 
 pytestmark = pytest.mark.asyncio
 ROTATE = Question(names.ACTION_ROTATE, {"device": "/dev/a"})
@@ -125,22 +123,3 @@ async def test_dialogues_end_with_their_callers():
     assert {type(outcome) for outcome in outcomes} == {CallerVanished}
     assert not door._dialogues
     assert polkit.dialogues == {1000: 0}
-
-
-def volume(node, *, removable):
-    return Volume(f"uuid-of-{node}", (Place(node, traits=Traits(removable=removable)),))
-
-
-async def test_of_a_set_each_volume_is_asked_about_with_its_own_action():
-    volumes = [volume("/dev/stick", removable=True), volume("/dev/disk", removable=False)]
-    stick, disk = about_set(names.ACTION_STAGE, "Stage", volumes, "backup")
-    details = {"operation": "Stage", "key": "backup", "set": "/dev/stick /dev/disk"}
-    mine = {"device": "/dev/stick", "uuid": "uuid-of-/dev/stick"}
-    assert stick == Question(names.ACTION_STAGE, {**details, **mine})
-    mine = {"device": "/dev/disk", "uuid": "uuid-of-/dev/disk"}
-    assert disk == Question(names.ACTION_STAGE + "-system", {**details, **mine})
-    assert set_details(volumes, "backup") == {
-        "device": "/dev/stick /dev/disk",
-        "uuid": "uuid-of-/dev/stick uuid-of-/dev/disk",
-        "key": "backup",
-    }

@@ -17,7 +17,7 @@ from dbus_next.message import Message
 from luksrotd.bus.connection import Bus
 from tests.bus.probes import PROBES, error_name, open_fds, spin
 from tests.bus.toy import INTERFACE, PATH, serve, serve_plain
-from tests.support.busclient import DAEMON, BusClient
+from tests.support.busclient import DAEMON, BusClient, Remote
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.usefixtures("bed")]
 HANG_SECONDS = 60  # a probe that hangs is a failure, not a hung suite
@@ -87,6 +87,19 @@ async def test_fds_in_replies_to_us_are_closed(bed):
         assert open_fds() == before
 
 
+async def test_fds_in_replies_that_are_asked_for_are_the_callers(bed):
+    async with serve() as service, BusClient() as client:
+        before = open_fds()
+        fds = []
+        reply = await service.bus.call(client.message(PATH, INTERFACE, "OpenFd"), fds=fds)
+        assert os.read(fds[reply.body[0]].fd, 100) == b"generated"
+        assert open_fds() == before + 1
+        fds[0].close()
+        assert open_fds() == before
+        await service.bus.call(client.message(PATH, INTERFACE, "OpenFd"))
+        assert open_fds() == before
+
+
 async def test_a_result_that_does_not_fit_is_an_internal_error(bed, caplog):
     async with serve(), BusClient() as client:
         assert await error_name(client.call(PATH, INTERFACE, "Misfit")) == "org.luksrotd1.Error.Internal"
@@ -101,6 +114,30 @@ async def test_calls_of_one_caller_are_limited(bed):
         assert failed == "org.freedesktop.DBus.Error.LimitsExceeded"
         assert await other.call(PATH, INTERFACE, "Echo", "s", ["x"]) == ["x"]
         assert len(service.toy.tasks) == 128
+
+
+async def test_calls_of_one_user_are_limited_over_all_connections(bed):
+    nobody, other = (bed.user(name).pw_uid for name in ("nobody", "games"))
+    async with serve(calls=2) as service, BusClient() as root:
+        remotes = [Remote(bed, uid) for uid in (nobody, nobody, nobody, other)]
+        try:
+            for remote in remotes[:2]:
+                service.toy.entered.clear()
+                remote.send(PATH, INTERFACE, "Hang")
+                await service.toy.entered.wait()
+            echo = (PATH, INTERFACE, "Echo", "s", ["x"])
+            assert await error_name(remotes[2].call(*echo)) == "org.freedesktop.DBus.Error.LimitsExceeded"
+            for _ in range(3):
+                assert await remotes[3].call(*echo) == ["x"]
+            for _ in range(3):
+                root.bus.send(root.message(PATH, INTERFACE, "Hang", flags=MessageFlag.NO_REPLY_EXPECTED))
+            assert await root.call(*echo) == ["x"]
+            service.toy.tasks[0].cancel()
+            await asyncio.wait([service.toy.tasks[0]])
+            assert await remotes[2].call(*echo) == ["x"]
+        finally:
+            for remote in remotes:
+                remote.close()
 
 
 async def test_closing_answers_what_is_under_way(bed):

@@ -12,14 +12,16 @@ from dbus_next.constants import BusType, PropertyAccess
 from dbus_next.service import ServiceInterface, dbus_property, method
 
 from luksrotd import names
-from luksrotd.bus.authority import PolkitAuthority
+from luksrotd.bus.authority import POLKIT_SECONDS, PolkitAuthority
 from luksrotd.bus.caller import Callers
 from luksrotd.bus.connection import Bus
 from luksrotd.bus.exposed import UNPRIVILEGED, exposed
 from luksrotd.bus.guard import Guard
 from luksrotd.bus.interface import Emits, Interface, emitted, readable
+from luksrotd.bus.quota import CALLS_PER_USER, Quota
 from luksrotd.bus.values import ReceivedFd
 from luksrotd.errors import Outcome, WrongCredential
+from luksrotd.host.process import client_and_unit
 from luksrotd.ports import Authority, Caller
 
 PATH = f"{names.DEVICE_PATH}/toy"
@@ -164,12 +166,15 @@ class Service:
 
 
 @asynccontextmanager
-async def serve(authority: Authority | None = None) -> AsyncIterator[Service]:
+async def serve(
+    authority: Authority | None = None, calls: int = CALLS_PER_USER, *, polkit_seconds: float = POLKIT_SECONDS
+) -> AsyncIterator[Service]:
     bus = await Bus(object_manager=names.ROOT_PATH).connect()
     try:
-        callers = Callers(bus)
+        callers = Callers(bus, client_and_unit)
         await callers.watch()
-        toy = Toy(Guard(callers, authority or PolkitAuthority(bus)))
+        polkit = authority or PolkitAuthority(bus, polkit_seconds=polkit_seconds)
+        toy = Toy(Guard(callers, polkit, Quota(calls)))
         bus.export(PATH, toy)
         await bus.request_name(names.BUS_NAME)
         yield Service(bus, toy, callers)

@@ -2,11 +2,16 @@
 """``ports.Watcher``, simulated and with a real systemd-udevd."""
 
 import asyncio
+import os
 from contextlib import ExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from luksrotd.config import ManagedVolume
+from luksrotd.direct import uuid_of
+from luksrotd.host.images import ImageWatcher
 from luksrotd.host.udev import Found, UdevWatcher, is_removable, look, transition
 from luksrotd.ports import DeviceEvent, Traits, WatchEvent
 from tests.contract.conftest import delete_partitions, format_luks2, loop_device, run
@@ -109,6 +114,61 @@ class RealBench:
         self.settle()
 
 
+class Configured(ImageWatcher):
+    """Follows the images of a bench from its beginning on, and looks only when it is told to."""
+
+    def __init__(self, volumes):
+        super().__init__(uuid_of, poll_seconds=HANG)
+        self._named = volumes
+
+    async def events(self):
+        self.configure(self._named)
+        await self.ready()
+        async with aclosing(super().events()) as events:
+            async for event in events:
+                yield event
+
+
+class ImageBench:
+    """Image files that the configuration names."""
+
+    def __init__(self, directory):
+        self._directory = directory
+        self._named = []
+        self._watcher = None
+
+    def watcher(self):
+        self._watcher = Configured(self._named)
+        return self._watcher
+
+    def attach(self):
+        self._named.append(ManagedVolume(str(self._directory / f"image{len(self._named)}")))
+        return self._named[-1].path
+
+    def format(self, node):
+        with Path(node).open("wb") as file:
+            file.truncate(20 * 1024 * 1024)
+        format_luks2(node)
+        self._poke()
+        return run("cryptsetup", "luksUUID", node)
+
+    def touch(self, node):
+        os.utime(node)
+        self._poke()
+
+    def wipe(self, node):
+        run("wipefs", "--all", "--quiet", node)
+        self._poke()
+
+    def detach(self, node):
+        Path(node).unlink()
+        self._poke()
+
+    def _poke(self):
+        if self._watcher:
+            self._watcher.poke()
+
+
 @pytest.fixture
 def real(udevd, private_run, tmp_path):
     assert udevd.poll() is None
@@ -117,8 +177,16 @@ def real(udevd, private_run, tmp_path):
     bench.close()
 
 
+@pytest.fixture(params=["sim", "udevd", "images"])
+def bench(request, tmp_path):
+    if request.param == "udevd":
+        return request.getfixturevalue("real")
+    return SimBench() if request.param == "sim" else ImageBench(tmp_path)
+
+
 @pytest.fixture(params=["sim", "udevd"])
-def bench(request):
+def devices(request):
+    """Those that can say what their devices are."""
     return SimBench() if request.param == "sim" else request.getfixturevalue("real")
 
 
@@ -135,7 +203,7 @@ class Reader:
             async for event in self._events:
                 if event.node in self._nodes:
                     self.traits = event.traits
-                    return replace(event, traits=Traits())
+                    return replace(event, traits=Traits(), configured=False)
         return None
 
     async def until(self, kind):
@@ -192,7 +260,8 @@ async def test_another_volume_on_the_node_is_gone_and_come(bench):
 
 
 @pytest.mark.asyncio
-async def test_what_a_device_is_comes_with_its_events(bench):
+async def test_what_a_device_is_comes_with_its_events(devices):
+    bench = devices
     node = bench.attach()
     uuid = bench.format(node)
     async with reading(bench.watcher(), node) as reader:

@@ -36,6 +36,8 @@ STATUS = {
     "Busy": 6,
     "LockTimeout": 6,
     "Conflict": 6,
+    "StaleGeneration": 6,
+    "LimitsExceeded": 6,
 }
 MAN = ROOT / "docs" / "man" / "luksrotctl.1.scd"
 

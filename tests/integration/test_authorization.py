@@ -8,8 +8,11 @@ makes this fail.  What polkit was asked is seen on the bus.
 import asyncio
 import os
 import re
+import signal
 from collections import namedtuple
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import cache
+from itertools import product
 from xml.etree import ElementTree
 
 import pytest
@@ -24,15 +27,22 @@ from tests.support.testbed import PROJECT
 
 pytestmark = pytest.mark.asyncio
 INTROSPECTABLE, PEER = "org.freedesktop.DBus.Introspectable", "org.freedesktop.DBus.Peer"
-OWNER, STRANGER, CHALLENGED = "games", "nobody", "man"
+OWNER, STRANGER, CHALLENGED, BORROWER = "games", "nobody", "man", "lp"
 RULES = """
 polkit.addRule(function (action, subject) {
     if (action.id.indexOf("org.luksrotd1.") == 0 && subject.user != "root") {
         var results = { "games": polkit.Result.YES, "nobody": polkit.Result.NO, "man": polkit.Result.AUTH_ADMIN };
-        return results[subject.user];
+        if (subject.user != "lp") {
+            return results[subject.user];
+        }
+        if (action.id.indexOf(".use-") > 0) {
+            return polkit.Result.AUTH_ADMIN;
+        }
+        return action.id.indexOf(".generate-key") > 0 ? polkit.Result.NO : polkit.Result.YES;
     }
 });
 """
+KEYFILE = {"keyfile": Variant("s", "/nowhere")}
 PAST = "past"
 NO = names.ERROR_PREFIX + "NotAuthorized"
 NEEDS_A_PERSON = "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"
@@ -156,6 +166,18 @@ async def begin(client, volume):
 
 
 @asynccontextmanager
+async def on_its_own_object(row, column, mine, volume):
+    """The row; a transaction's owner may end it, so each of their calls gets one of its own."""
+    if row.interface != names.TRANSACTION_INTERFACE or column.client is not mine.client:
+        yield row
+        return
+    path = await begin(mine.client, volume)
+    yield row._replace(path=path)
+    with suppress(CallFailed):  # it has ended; a user may have few
+        await mine.client.call(path, names.TRANSACTION_INTERFACE, "Abort", "a{sv}", [{}])
+
+
+@asynccontextmanager
 async def watched(client):
     """Sees what polkit is asked: ``await asked(sender)`` is what since the last time."""
     async with Monitor() as seen:
@@ -195,14 +217,18 @@ def expected(row, column, mine):
     return column.verdict, [(names.system_action(row.action), flag) for flag in column.flags]
 
 
-def check_details(row, asked, volume):
-    """The agent's text has all that it speaks of."""
+@cache
+def spoken_of(action):
+    """The details that the agent's text has in it."""
     policy = ElementTree.parse(PROJECT / "polkit/org.luksrotd1.policy").getroot()
+    return re.findall(r"\$\((\w+)\)", policy.find(f"action[@id='{action}']/message").text)
+
+
+def check_details(row, asked, volume):
+    """The agent can show, and rules can look up, what a question is about."""
     for question in asked:
-        message = policy.find(f"action[@id='{question.action}']/message").text
         assert question.details["operation"] == row.method
-        for detail in re.findall(r"\$\((\w+)\)", message):
-            assert question.details[detail], (row, detail)
+        assert all(question.details.get(detail) for detail in spoken_of(question.action)), (row, question)
         about_volume = question.action.removesuffix("-system") in names.VOLUME_ACTIONS
         if about_volume:
             assert (question.details["device"], question.details["uuid"]) == (volume.node, volume.uuid), row
@@ -220,8 +246,7 @@ async def test_every_method_for_every_caller(bed, client, volume, mine, remote):
         await asyncio.to_thread(bed.agent, mode, one.pid, one.uid)
     async with BusClient() as root:
         columns = {
-            "another user, whom a rule forbids it": Column(remote(STRANGER), NO, SILENT),
-            "the same, interactive": Column(remote(STRANGER), NO, SILENT, interactive=True),
+            "another user, whom a rule forbids it": Column(remote(STRANGER), NO, SILENT, interactive=True),
             "no agent, not interactive": Column(challenged[2], NEEDS_A_PERSON, SILENT),
             "no agent": Column(challenged[2], NO, SILENT, WITH_A_PERSON, interactive=True),
             "an agent who is not to be asked": Column(challenged[0], NEEDS_A_PERSON, SILENT),
@@ -234,17 +259,15 @@ async def test_every_method_for_every_caller(bed, client, volume, mine, remote):
         assert {(row.interface, row.method) for row in rows} == set(promised())
         table, wanted = {}, {}
         async with watched(client) as (_, asked):
-            for name, column in columns.items():
-                for row in rows:
-                    if row.interface == names.TRANSACTION_INTERFACE and column.client is mine.client:
-                        row = row._replace(path=await begin(mine.client, volume))  # the one before may have ended
+            for (name, column), row in product(columns.items(), rows):
+                async with on_its_own_object(row, column, mine, volume) as own:
                     await asked()
-                    came_to = await outcome(column, row)
+                    came_to = await outcome(column, own)
                     questions = await asked()
-                    check_details(row, questions, volume)
-                    cell = f"{row.interface}.{row.method}: {name}"
-                    table[cell] = came_to, [(question.action, question.flags) for question in questions]
-                    wanted[cell] = expected(row, column, mine)
+                check_details(row, questions, volume)
+                cell = f"{row.interface}.{row.method}: {name}"
+                table[cell] = came_to, [(question.action, question.flags) for question in questions]
+                wanted[cell] = expected(row, column, mine)
         assert table == wanted
 
 
@@ -266,6 +289,50 @@ async def test_the_question_is_withdrawn_when_its_caller_leaves(bed, client, vol
             assert (last.flags, [last.cancellation]) == (WITH_A_PERSON, withdrawn.body), row
     assert await client.get_all(mine.doomed, names.JOB_INTERFACE) == before
     assert await owner(client)
+
+
+@pytest.mark.parametrize(
+    ("credential", "new_secret", "refusal", "rights"),
+    [
+        (KEYFILE, KEYFILE, NEEDS_A_PERSON, [names.ACTION_KEYFILE]),
+        ({"credential": Variant("s", "x")}, KEYFILE, NEEDS_A_PERSON, [names.ACTION_KEYFILE, names.ACTION_CREDENTIAL]),
+        ({"token": Variant("i", -1)}, KEYFILE, NEEDS_A_PERSON, [names.ACTION_KEYFILE, names.ACTION_TOKEN]),
+        (KEYFILE, {"generate": Variant("b", True)}, NO, [names.ACTION_KEYFILE, names.ACTION_GENERATE]),
+    ],
+)
+async def test_each_kind_of_secret_is_asked_about_beside_the_verb(
+    daemon, client, volume, remote, credential, new_secret, refusal, rights
+):
+    caller = remote(BORROWER)
+    call = (volume.path, names.DEVICE_INTERFACE, "Rotate", "sa{sv}a{sv}a{sv}", ["", credential, new_secret, {}])
+    for interactive in (False, True):
+        async with watched(client) as (_, asked):
+            with pytest.raises(CallFailed) as caught:
+                await caller.call(*call, interactive=interactive)
+            questions = await asked()
+        # Interactive or not, nobody authenticates for the one where the other is refused.
+        shown = interactive and refusal == NEEDS_A_PERSON
+        assert caught.value.name == (NO if interactive else refusal)
+        actions = [names.system_action(names.ACTION_ROTATE), *rights, *rights[:shown]]
+        assert [question.action for question in questions] == actions
+        assert {question.details["device"] for question in questions} == {volume.node}
+        assert all(question.details.get(detail) for question in questions for detail in spoken_of(question.action))
+
+
+async def test_polkit_may_come_and_go(bed, daemon, client, volume, remote):
+    games = remote(OWNER)
+    call = (names.ROOT_PATH, names.MANAGER_INTERFACE, "GetDevices", "a{sv}", [{}])
+    assert await games.call(*call) == [[volume.path]]
+    os.kill(bed.polkitd_pid, signal.SIGKILL)
+    await asyncio.to_thread(bed.stop_polkitd)
+    try:
+        for caller in (games, client):
+            with pytest.raises(CallFailed, match="NotAuthorized"):
+                await caller.call(*call)
+    finally:
+        await asyncio.to_thread(bed.start_polkitd)
+    for caller in (games, client):
+        assert await caller.call(*call) == [[volume.path]]
 
 
 async def test_what_the_standard_interfaces_tell_everybody_may_know(client, volume, mine, remote):

@@ -53,7 +53,8 @@ class Bus:
         self._gone = {}
         self.watchers = 0
 
-    async def gone(self, name):
+    async def gone(self, caller):
+        name = caller.name
         self.watchers += 1
         try:
             await self._gone.setdefault(name, asyncio.Event()).wait()
@@ -93,7 +94,7 @@ class Scene(World):
             handover = Handover(Key(), owner)
             self.closed.append(handover.fd)
             resources.callback(handover.close)
-            gone = lambda: handover.abandoned(lambda: self.bus.gone(owner.name))  # noqa: E731 -- as in bus
+            gone = lambda: handover.abandoned(lambda: self.bus.gone(owner))  # noqa: E731 -- as in bus
             return Secrets({name: GenerateInto(handover.fd)}, resources, handover, gone)
         if pipe:
             fd, theirs = os.pipe()

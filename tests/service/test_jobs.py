@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from luksrotd.errors import Busy, Cancelled, Conflict, Internal, Outcome
 from luksrotd.rotation.protocol import Phase
 from luksrotd.service.jobs import CANCELLABLE, ENDED, TRANSITIONS, Job, Kind, State
-from luksrotd.service.progress import Stage
+from luksrotd.service.progress import Stage, fraction
 
 STEPS = (*Stage, *Phase)
 
@@ -47,6 +47,55 @@ def test_progress_never_falls():
     far = job.progress
     job.entered(Stage.READING)
     assert (job.progress, job.step) == (far, Stage.READING)
+
+
+def test_an_estimate_moves_progress_within_the_stage_and_never_back():
+    job, seen = a_job(), []
+    job.begin()
+    job.entered(Stage.DERIVING)
+    start = job.progress
+    assert job.estimated
+    job.subscribe(lambda: seen.append(job.progress))
+    for part in (0.5, 0.2, 0.5, 0.9):
+        job.estimate(part)
+    assert len(seen) == 2, "nothing is told that has not changed"
+    assert start < seen[0] < seen[1] < fraction(Stage.VERIFYING)
+    job.entered(Stage.READING)
+    assert (job.progress, job.estimated) == (seen[1], False)
+
+
+def test_a_set_goes_through_the_stages_of_each_volume():
+    job, seen = Job(1, Kind.STAGE, ("a", "b")), []
+    job.begin()
+    for _ in job.volumes:
+        for step in STEPS[1:]:
+            if step is not Stage.DONE:
+                job.entered(step)
+                seen.append(job.progress)
+    assert seen == sorted(set(seen)), "it moves with each stage of each volume"
+    half = len(seen) // 2
+    assert seen[half - 1] < 0.5 <= seen[half] < 0.6
+    job.entered(Stage.LOCKING)  # of what is undone
+    job.entered(Stage.DONE)
+    assert job.progress == 1
+
+
+def test_a_job_that_ended_is_not_estimated():
+    job = a_job()
+    job.begin()
+    job.entered(Stage.DERIVING)
+    job.fail(Conflict("cannot"))
+    far = job.progress
+    job.estimate(0.9)
+    assert (job.progress, job.estimated) == (far, False)
+
+
+def test_who_gives_up_past_the_point_of_no_return_has_failed():
+    job = a_job()
+    job.begin()
+    job.entered(Phase.HEADER_PRIMARY)
+    job.fail(Cancelled("cannot", outcome=Outcome.UNKNOWN))
+    assert (job.state, job.outcome) == (State.FAILED, Outcome.UNKNOWN)
 
 
 @pytest.mark.asyncio
@@ -87,6 +136,7 @@ class Life(RuleBasedStateMachine):
         self.job = a_job()
         self.history = [State.QUEUED]
         self.ends = 0
+        self.far = 0.0
         self.job.subscribe(self.listen)
 
     def listen(self):
@@ -108,6 +158,10 @@ class Life(RuleBasedStateMachine):
     @rule(step=st.sampled_from(STEPS))
     def enter(self, step):
         self.attempt(self.job.entered, step)
+
+    @rule(part=st.floats(0, 1))
+    def estimate(self, part):
+        self.attempt(self.job.estimate, part)
 
     @rule()
     def finish(self):
@@ -132,7 +186,13 @@ class Life(RuleBasedStateMachine):
     def one_outcome(self):
         assert self.ends == int(self.job.ended) == int(self.job.outcome is not None)
         assert self.job.ended == (self.job.error is not None or self.job.state is State.FINISHED)
-        assert (self.job.state is State.CANCELLED) == isinstance(self.job.error, Cancelled)
+        committed = State.COMMITTING in self.history
+        assert (self.job.state is State.CANCELLED) == (isinstance(self.job.error, Cancelled) and not committed)
+
+    @invariant()
+    def progress_never_falls(self):
+        assert self.far <= self.job.progress <= 1
+        self.far = self.job.progress
 
 
 Life.TestCase.settings = settings(max_examples=60, stateful_step_count=20, deadline=None)

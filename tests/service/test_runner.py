@@ -7,11 +7,12 @@ from contextlib import ExitStack
 import pytest
 
 from luksrotd.config import Limits
-from luksrotd.errors import Busy, Cancelled, Conflict, Internal, Outcome
+from luksrotd.errors import Busy, Cancelled, Conflict, Internal, Outcome, TooMany
 from luksrotd.ports import Caller
 from luksrotd.rotation.protocol import Phase
 from luksrotd.service.handover import Secrets
 from luksrotd.service.jobs import Kind, State
+from luksrotd.service.progress import Stage
 from luksrotd.service.runner import Request, Runner
 
 pytestmark = pytest.mark.asyncio
@@ -205,6 +206,143 @@ async def test_the_caller_may_go_once_the_job_commits(log):
         await asyncio.sleep(0)
     log.go.set()
     await job.wait()
+
+
+async def test_a_set_finishes_the_volume_that_it_is_at_and_stops_there(log):
+    runner, at_second = made(log), asyncio.Event()
+
+    async def work(job):
+        job.entered(Phase.HEADER_PRIMARY)
+        try:
+            at_second.set()
+            await log.go.wait()
+        except asyncio.CancelledError:
+            return "finished on one, not begun on the other"
+
+    job = runner.submit(log.request(work, volume="ab"))
+    await at_second.wait()
+    await runner.drain()
+    assert (job.state, job.result) == (State.FINISHED, "finished on one, not begun on the other")
+
+
+async def test_a_set_that_cannot_say_what_it_did_leaves_the_outcome_unknown(log):
+    runner, begun = made(log), asyncio.Event()
+
+    async def work(job):
+        job.entered(Phase.HEADER_PRIMARY)
+        begun.set()
+        await log.go.wait()
+
+    job = runner.submit(log.request(work, volume="ab"))
+    await begun.wait()
+    await runner.drain()
+    assert (job.state, job.outcome) == (State.FAILED, Outcome.UNKNOWN)
+    assert isinstance(job.error, Cancelled)
+
+
+async def test_nothing_starts_while_it_drains(log):
+    runner, states = made(log), []
+    jobs = [runner.submit(log.request(volume=volumes)) for volumes in ("a", "ab", "b")]
+    jobs[2].subscribe(lambda: states.append(jobs[2].state))
+    await runner.drain()
+    runner.configure(Limits())
+    assert {job.state for job in jobs} == {State.CANCELLED}
+    assert set(states) == {State.QUEUED, State.CANCELLED}, "though its volume is free when the set is cancelled"
+
+
+# -- admission ---------------------------------------------------------------------------------------------------
+
+
+async def test_memory_admits(log):
+    runner = made(log, memory_kib=100)
+    jobs = [runner.submit(log.request(volume=volume, memory_kib=60)) for volume in "ab"]
+    assert [job.state for job in jobs] == [State.RUNNING, State.QUEUED]
+    log.go.set()
+    assert await jobs[1].wait() == 2
+
+
+async def test_more_memory_admits_more(log):
+    runner = made(log, memory_kib=100)
+    jobs = [runner.submit(log.request(volume=volume, memory_kib=60)) for volume in "abc"]
+    runner.configure(Limits(memory_kib=120))
+    assert [job.state.value for job in jobs] == ["running", "running", "queued"]
+    runner.configure(Limits(memory_kib=180))
+    assert [job.state.value for job in jobs] == ["running"] * 3
+    log.go.set()
+    await asyncio.gather(*(job.wait() for job in jobs))
+
+
+async def test_other_limits_take_effect_at_once_and_end_nothing(log):
+    runner = made(log, jobs=1)
+    jobs = [runner.submit(log.request(volume=volume)) for volume in "abc"]
+    runner.configure(Limits(jobs=2))
+    assert [job.state.value for job in jobs] == ["running", "running", "queued"]
+    runner.configure(Limits(jobs=1, waiting=1))
+    assert [job.state.value for job in jobs] == ["running", "running", "queued"]
+    with pytest.raises(Busy):
+        runner.submit(log.request(volume="d"))
+    await runner.drain()
+
+
+async def test_a_user_has_a_limit_and_root_gets_in(log):
+    runner = made(log, jobs=1, jobs_per_user=2)
+    for volume in "ab":
+        runner.submit(log.request(volume=volume, uid=1000))
+    with pytest.raises(TooMany, match="2 of the user's are under way"):
+        runner.submit(log.request(volume="c", uid=1000))
+    assert log.lines == ["added 1", "added 2", "closed"]
+    runner.submit(log.request(volume="c", uid=1001))
+    runner.submit(log.request(volume="d", uid=0))
+    await runner.drain()
+
+
+async def test_users_take_turns_and_the_daemon_goes_first(log):
+    runner = made(log, jobs=1, waiting_per_volume=9)
+    jobs = [runner.submit(log.request(volume=volume, uid=1000)) for volume in "abc"]
+    jobs += [runner.submit(log.request(volume=volume, uid=uid)) for volume, uid in (("d", 1001), ("e", None))]
+    log.go.set()
+    await asyncio.gather(*(job.wait() for job in jobs))
+    assert [line for line in log.lines if line.startswith("runs")] == [f"runs {number}" for number in (1, 5, 2, 4, 3)]
+
+
+async def test_who_waits_for_a_person_is_in_nobodys_way(log):
+    """A generated key waits for minutes until its owner has stored it."""
+    runner, stored = made(log, jobs=1, memory_kib=100), asyncio.Event()
+
+    async def generate(job):
+        job.entered(Stage.DELIVERING)
+        await stored.wait()
+
+    waiting = runner.submit(log.request(generate, volume="a", memory_kib=100))
+    jobs = [runner.submit(log.request(volume=volume, memory_kib=100)) for volume in "ab"]
+    log.go.set()
+    assert await jobs[1].wait() == 3
+    assert (waiting.state, jobs[0].state) == (State.RUNNING, State.QUEUED), "it has its volume still"
+    stored.set()
+    assert await jobs[0].wait() == 2
+
+
+# -- afterwards --------------------------------------------------------------------------------------------------
+
+
+async def test_nobody_pushes_out_the_results_of_another(log):
+    runner = Runner(keep_jobs=3)
+    runner.observe(log)
+    log.go.set()
+    for uid in (1000, 0, 1001, 1001, 1001, 1001):
+        await runner.submit(log.request(uid=uid)).wait()
+    await asyncio.sleep(0)
+    assert list(runner.jobs) == [1, 2, 6]
+
+
+@pytest.mark.parametrize("kind", [Kind.VERIFY, Kind.RECONCILE])
+async def test_what_nobody_sees_is_not_kept(log, kind):
+    runner = made(log)
+    log.go.set()
+    await runner.submit(log.request(kind=kind)).wait()
+    await asyncio.sleep(0)
+    assert not runner.jobs
+    assert log.lines[-2:] == ["ended 1 finished", "forgotten 1"]
 
 
 async def test_ended_jobs_are_kept_for_a_while_and_not_too_many(log):

@@ -15,11 +15,13 @@ from luksrotd.service.jobs import Kind
 from luksrotd.service.operations import Operations
 from luksrotd.service.registry import Registry
 from luksrotd.service.runner import Runner
+from luksrotd.service.setjobs import SetJobs
+from luksrotd.service.sets import VolumeSets
 from luksrotd.service.verbs import Wanted
 from luksrotd.service.volume import Volumes
 from tests.support.simdisk import SimDevices, SimDisk
 from tests.support.simengine import UUID, SimEngine, make_volume, opened_by
-from tests.support.simhost import SimClock, SimEntropy, SimJournal, SimProbe, SimWatcher
+from tests.support.simhost import SimClock, SimEntropy, SimInventories, SimJournal, SimProbe, SimWatcher
 from tests.support.simlocks import SimLocks
 from tests.support.simshadow import SimShadows
 
@@ -56,25 +58,38 @@ class Key:
 class World:
     """Everything, simulated but for memfds that hold secrets."""
 
-    def __init__(self, runner=None):
-        self.disk = SimDisk(make_volume([OLD]), path=NODE)
-        self.devices = SimDevices(self.disk)
+    def __init__(self, runner=None, disks=()):
+        self.disks = disks or [SimDisk(make_volume([OLD]), path=NODE)]
+        self.disk = self.disks[0]
+        self.devices = SimDevices(*self.disks)
         self.locks = SimLocks(wait=True)
         self.shadows = SimShadows()
         self.engine = SimEngine()
         self.probe = SimProbe()
         self.journal = SimJournal()
+        self.clock = SimClock()
         self.watcher = SimWatcher()
+        self.inventories = SimInventories()
         host = Host(
-            self.devices, self.locks, self.shadows, self.engine, self.probe, SimEntropy(), SimClock(), self.journal
+            self.devices,
+            self.locks,
+            self.shadows,
+            self.engine,
+            self.probe,
+            SimEntropy(),
+            self.clock,
+            self.journal,
+            self.inventories,
         )
         self.volumes = Volumes(host)
         self.runner = runner or Runner()
-        self.registry = Registry(self.volumes, self.watcher)
+        self.registry = Registry(self.volumes, self.watcher, pause_seconds=0)
         self.operations = Operations(self.volumes, self.registry, self.runner)
+        self.sets = SetJobs(VolumeSets(host), self.registry, self.runner)
         self.closed = []
         self.gone = asyncio.Event()
-        self.watcher.put(NODE, UUID)
+        for disk in self.disks:
+            self.watcher.put(disk.path, parse_pair(disk.content).winner.header.uuid)
 
     @asynccontextmanager
     async def running(self):

@@ -6,6 +6,7 @@ The product has no hooks for this; the devices that it works with are wrapped.  
 ``{"kill": N, "when": "before" | "after"}``  SIGKILL at the N-th (from 0) write or flush of the process
 ``{"hold": N, "reached": FILE, "go": FILE}``  before the N-th, make FILE and wait until the other is there
 ``{"prefix": TEXT}``                          with either: see only loop devices of images that are named so
+``{"config": DIRECTORY}``                     with either: luksrotd.conf, and luksrotd.conf.d in it
 """
 
 import json
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from luksrotd import daemon
+from luksrotd.configfile import parse
+from luksrotd.host import configfiles
 from luksrotd.ports import DeviceEvent, DeviceRef, Devices, HeaderDevice, Watcher, WatchEvent
 
 
@@ -101,20 +104,25 @@ class OwnLoops:
         self._watcher.close()
 
     def _is_own(self, node: str) -> bool:
-        try:
-            backing = Path("/sys/class/block", Path(node).name, "loop", "backing_file").read_text()
-        except OSError:
-            return False
-        return Path(backing).name.startswith(self._prefix)
+        device = Path("/sys/class/block", Path(node).name).resolve()
+        for disk in (device, device.parent):  # a partition is below its disk
+            try:
+                backing = (disk / "loop" / "backing_file").read_text()
+            except OSError:
+                continue
+            return Path(backing).name.startswith(self._prefix)
+        return False
 
 
 def main(argument: str) -> int:
     """Run the daemon with that fault."""
     plan = json.loads(argument)
     fault = Fault(plan)
+    config = plan.get("config", "/nonexistent")
     decorators = daemon.Decorators(
         devices=lambda devices: FaultyDevices(devices, fault),
         watcher=lambda watcher: OwnLoops(watcher, plan["prefix"]),
+        configuration=lambda: parse(configfiles.read(f"{config}/luksrotd.conf", [f"{config}/luksrotd.conf.d"])),
     )
     return daemon.launch(decorators)
 

@@ -5,6 +5,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -112,6 +113,25 @@ class SimHistory:
         return found[max(0, len(found) - query.limit) :]
 
 
+class SimInhibitor:
+    """``ports.Inhibitor`` that notes what happens to it, and whatever else is put into ``events``."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.now = 0
+
+    @asynccontextmanager
+    async def held(self, why: str) -> AsyncIterator[None]:
+        """Take it, and let it go in the end."""
+        self.now += 1
+        self.events.append(f"taken: {why}")
+        try:
+            yield
+        finally:
+            self.now -= 1
+            self.events.append("released")
+
+
 class SimInventories:
     """``ports.Inventories`` in memory; ``broken``: why nothing can be read or written."""
 
@@ -143,25 +163,36 @@ class SimWatcher:
         self.present: dict[str, str] = {}
         self.traits: dict[str, Traits] = {}
         self.headers: dict[str, str] = {}
+        self.configured: set[str] = set()
         self._queue: asyncio.Queue[DeviceEvent | None] = asyncio.Queue()
         self._started = False
 
-    def put(self, node: str, uuid: str, traits: Traits | None = None, header: str | None = None) -> None:
-        """A LUKS2 volume appears on ``node``, or the one that is there changes; ``traits`` and ``header`` last."""
+    def put(
+        self,
+        node: str,
+        uuid: str,
+        traits: Traits | None = None,
+        *,
+        header: str | None = None,
+        configured: bool = False,
+    ) -> None:
+        """A LUKS2 volume appears on ``node``, or the one that is there changes; all the rest stays until it is said."""
         kind = WatchEvent.CHANGED if self.present.get(node) == uuid else WatchEvent.ADDED
         if node in self.present and kind is WatchEvent.ADDED:
-            self._push(DeviceEvent(WatchEvent.REMOVED, node))
+            self._push(DeviceEvent(WatchEvent.REMOVED, node, header=self.headers.get(node)))
         self.present[node] = uuid
         if traits is not None:
             self.traits[node] = traits
         if header is not None:
             self.headers[node] = header
+        if configured:
+            self.configured.add(node)
         self._push(self._event(kind, node))
 
     def remove(self, node: str) -> None:
         """The volume on ``node`` goes: unplugged, wiped or reformatted."""
         if self.present.pop(node, None) is not None:
-            self._push(DeviceEvent(WatchEvent.REMOVED, node))
+            self._push(DeviceEvent(WatchEvent.REMOVED, node, header=self.headers.get(node)))
 
     async def events(self) -> AsyncIterator[DeviceEvent]:
         """What is there, then what happens; ends after ``close``."""
@@ -170,6 +201,11 @@ class SimWatcher:
             self._push(self._event(WatchEvent.ADDED, node))
         while (event := await self._queue.get()) is not None:
             yield event
+            self._queue.task_done()  # whoever follows has come back for the next one
+
+    async def drained(self) -> None:
+        """Wait until whoever follows has dealt with everything."""
+        await self._queue.join()
 
     def close(self) -> None:
         """End ``events``."""
@@ -177,7 +213,7 @@ class SimWatcher:
 
     def _event(self, kind: WatchEvent, node: str) -> DeviceEvent:
         traits = self.traits.get(node, Traits())
-        return DeviceEvent(kind, node, self.present[node], self.headers.get(node), traits)
+        return DeviceEvent(kind, node, self.present[node], self.headers.get(node), traits, node in self.configured)
 
     def _push(self, event: DeviceEvent) -> None:
         if self._started:  # before that it is part of what is there

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The schedule: every decision, and what holds for any history."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luksrotd.config import Limits
 from luksrotd.errors import Busy, TooMany
-from luksrotd.service.schedule import ROOT, Entry, refusal, startable
+from luksrotd.service.schedule import ROOT, Entry, Turns, refusal, startable, turns_after
 
 LIMITS = Limits(jobs=2, memory_kib=100, waiting=3, waiting_per_volume=2, jobs_per_user=4)
 ANN, BEN = 1000, 1001
@@ -24,8 +26,10 @@ def entry(word: str, owner: int | None = ROOT) -> Entry:
     return Entry(int(number), frozenset(name[len(number) :]), owner, int(memory or 0))
 
 
-def started(running: list[Entry], queued: list[Entry], limits: Limits = LIMITS) -> list[int]:
-    return [entry.number for entry in startable(running, queued, limits)]
+def started(
+    running: list[Entry], queued: list[Entry], limits: Limits = LIMITS, turns: Turns | None = None
+) -> list[int]:
+    return [entry.number for entry in startable(running, queued, limits, turns)]
 
 
 def text_of(running: list[Entry], queued: list[Entry], new: Entry, kind: type) -> str:
@@ -77,6 +81,32 @@ def test_users_take_turns():
     assert started(entries("9x", BEN), queued) == [0]
 
 
+def test_users_take_turns_where_one_job_runs_at_a_time():
+    limits, turns, order = Limits(jobs=1), dict[int | None, tuple[int, int]](), []
+    queued = entries("0a 1b 2c", ANN) + entries("3d 4e", BEN) + entries("5f", ROOT)
+    while queued:
+        (entry,) = startable([], queued, limits, turns)
+        turns = turns_after(turns, entry, queued)
+        queued.remove(entry)
+        order.append(entry.number)
+    assert order == [0, 3, 5, 1, 4, 2]
+
+
+def test_who_comes_later_does_not_go_before_one_whose_turn_it_is():
+    limits = Limits(jobs=1)
+    queued = entries("1b", ANN) + entries("6d", BEN)
+    assert started([], queued, limits, {ANN: (5, 1)}) == [1], "it came after the start of Ann's last one"
+    assert started([], queued, limits, {ANN: (6, 1)}) == [6], "it came before"
+
+
+def test_a_turn_that_does_not_matter_any_more_is_forgotten():
+    queued = entries("5a", ANN) + entries("8b", BEN)
+    before = {ROOT: (4, 1), BEN: (5, 3), ANN: (2, 1)}
+    after = turns_after(before, queued[0], queued)
+    assert after == {BEN: (5, 3), ANN: (8, 1)}
+    assert turns_after(after, queued[1], queued) == {BEN: (8, 2), ANN: (8, 1)}
+
+
 def test_the_turn_counts_what_can_run_not_what_waits_for_a_volume():
     assert started(entries("8x", BEN), entries("0x 1a", ANN) + entries("2b", ROOT)) == [1]
 
@@ -85,6 +115,21 @@ def test_the_daemon_goes_first_but_not_on_a_volume():
     queued = entries("0a 1b", ANN) + entries("2c 3d", None)
     assert started([], queued) == [2, 3]
     assert started([], entries("0a", ANN) + entries("1a", None)) == [0]
+
+
+def test_one_user_leaves_a_place_to_the_others():
+    limits = Limits(jobs=3)
+    assert started([], entries("0a 1b 2c", ANN), limits) == [0, 1]
+    assert started(entries("8x 9y", ANN), entries("0a", ANN) + entries("1b", BEN), limits) == [1]
+    for owner in (ROOT, None):
+        assert started([], entries("0a 1b 2c", owner), limits) == [0, 1, 2]
+    assert started([], entries("0a", ANN), Limits(jobs=1)) == [0]
+
+
+def test_who_waits_for_a_person_has_its_volumes_and_nothing_else():
+    waiting = [replace(one, idle=True) for one in entries("7x:100 8y:100 9z:100", ANN)]
+    assert started(waiting, entries("0a:60 1b:40 2x", BEN), Limits(jobs=3, memory_kib=100)) == [0, 1]
+    assert started(waiting, entries("0x")) == []
 
 
 # -- who is not taken --------------------------------------------------------------------------------------------
@@ -155,13 +200,14 @@ class World:
         self.limits = limits
         self.running: list[Entry] = []
         self.queued: list[Entry] = []
+        self.turns: Turns = {}
         self.taken: list[Entry] = []
         self.started: list[Entry] = []
         self.number = 0
 
     def arrive(self, volumes: frozenset[str], owner: int | None, memory: int) -> Entry | None:
         new = Entry(self.number, volumes, owner, memory)
-        if refusal(self.running, self.queued, new, self.limits) is not None:
+        if refusal(self.running, self.queued, new, self.limits, self.turns) is not None:
             assert self.queued or owner in (ANN, BEN)
             return None
         self.number += 1
@@ -170,26 +216,34 @@ class World:
         self.settle()
         return new
 
+    def idle(self, at: int) -> None:
+        at %= len(self.running)
+        self.running[at] = replace(self.running[at], idle=True)
+        self.settle()
+
     def end(self, at: int) -> None:
         del self.running[at % len(self.running)]
         self.settle()
 
     def settle(self) -> None:
-        for entry in startable(self.running, self.queued, self.limits):
+        queued = self.queued.copy()
+        for entry in startable(self.running, queued, self.limits, self.turns):
+            self.turns = turns_after(self.turns, entry, queued)
             self.queued.remove(entry)
             self.running.append(entry)
             self.started.append(entry)
-        assert not startable(self.running, self.queued, self.limits)
+        assert not startable(self.running, self.queued, self.limits, self.turns)
         self.check()
 
     def check(self) -> None:
         """The bounds."""
         limits = self.limits
-        assert len(self.running) <= limits.jobs
+        at_work = [entry for entry in self.running if not entry.idle]
+        assert len(at_work) <= limits.jobs
         volumes = [volume for entry in self.running for volume in entry.volumes]
         assert len(volumes) == len(set(volumes))
-        used = sum(entry.memory_kib for entry in self.running)
-        assert used <= limits.memory_kib or len(self.running) == 1 or max(e.memory_kib for e in self.running) == used
+        used = sum(entry.memory_kib for entry in at_work)
+        assert used <= limits.memory_kib or max(entry.memory_kib for entry in at_work) == used
         waiting = [entry for entry in self.queued if entry.owner is not None]
         assert len(waiting) <= limits.waiting
         for volume in set().union(*(entry.volumes for entry in waiting)):
@@ -198,14 +252,14 @@ class World:
             assert sum(e.owner == owner for e in (*self.running, *self.queued)) <= limits.jobs_per_user
 
 
-@given(st.lists(st.tuples(JOBS, st.none() | st.integers(0, 3)), max_size=60))
+@given(st.lists(st.tuples(JOBS, st.sampled_from(["", "end", "idle"]), st.integers(0, 3)), max_size=60))
 def test_any_history_is_bounded_and_in_order_and_ends(history):
     """Every job that was taken runs once, and those of a volume in the order in which they came."""
     world = World()
-    for job, end in history:
+    for job, then, which in history:
         world.arrive(*job)
-        if end is not None and world.running:
-            world.end(end)
+        if then and world.running:
+            getattr(world, then)(which)
     while world.running:
         world.end(0)
     assert sorted(world.started, key=lambda entry: entry.number) == world.taken

@@ -9,7 +9,7 @@ what comes out.  Modules beyond ``ctl``, ``errors``, ``names`` and ``rotation.ed
 from typing import Final, Protocol
 
 from luksrotd.ctl.arguments import Verbs
-from luksrotd.ctl.offline import header, keys, scrub, staging, suspects
+from luksrotd.ctl.offline import header, suspects
 
 
 class Module(Protocol):
@@ -20,4 +20,4 @@ class Module(Protocol):
 
 
 #: In the order in which --help shows them.
-MODULES: Final[tuple[Module, ...]] = (staging, keys, header, scrub, suspects)
+MODULES: Final[tuple[Module, ...]] = (header, suspects)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 def add(verbs: Verbs) -> None:
     """The verb."""
+    verbs.group("keyslots that nobody knows (--direct only)")
     suspects = verbs.add(
         "suspects",
         _suspects,

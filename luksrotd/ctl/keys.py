@@ -2,8 +2,7 @@
 """Other changes of managed keys: remove, other data, adopt and release, make anew."""
 
 import argparse
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
 
 from luksrotd.ctl import secrets
 from luksrotd.ctl.arguments import (
@@ -16,58 +15,53 @@ from luksrotd.ctl.arguments import (
     check_engine,
     check_new_secret,
 )
-from luksrotd.ctl.offline.base import call
-from luksrotd.ctl.report import Report, changed
-from luksrotd.ctl.request import data, device, key_request
+from luksrotd.ctl.backend import change
+from luksrotd.ctl.model import KeyRequest
+from luksrotd.ctl.report import Report
+from luksrotd.ctl.request import data, key_request
 from luksrotd.errors import InvalidRequest
-from luksrotd.names import ATOMIC
-from luksrotd.rotation.edits import UNLOCK, VOLUME_KEY, Pbkdf
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
-
-    from luksrotd.ctl.local import Local
-    from luksrotd.ctl.model import Progress
-    from luksrotd.ports import DeviceRef, SecretSource
-
-    Use = Callable[[Local, DeviceRef, Progress], Awaitable[object]]
 
 
 def add(verbs: Verbs) -> None:
     """The verbs."""
-    verbs.group("managed keys, what else there is to do (--direct only)")
+    verbs.group("managed keys, what else there is to do")
     remove = verbs.add(
         "remove",
         _remove,
         "remove a managed key, keyslot and token; another key must be shown",
-        "luksrotctl --direct remove /dev/sda2 --key-file passphrase.key",
+        "luksrotctl remove /dev/sda2 --key-file passphrase.key",
         check=check_engine,
+        bus=True,
     )
     set_data = verbs.add(
         "set-data",
         _set_data,
         "give a managed key other associated data",
-        "luksrotctl --direct set-data /dev/sda2 --data @escrow.json",
+        "luksrotctl set-data /dev/sda2 --data @escrow.json",
         check=check_engine,
+        bus=True,
     )
     adopt = verbs.add(
         "adopt",
         _adopt,
         "manage a keyslot that is there already, a recovery key say",
-        "luksrotctl --direct adopt /dev/sda2 --keyslot 1 --key-file recovery.key --data @escrow.json",
+        "luksrotctl adopt /dev/sda2 --keyslot 1 --key-file recovery.key --data @escrow.json",
+        bus=True,
     )
     release = verbs.add(
         "release",
         _release,
         "manage a key no more; its keyslot stays, with the token that it had before",
-        "luksrotctl --direct release /dev/sda2",
+        "luksrotctl release /dev/sda2",
+        bus=True,
     )
     recreate = verbs.add(
         "recreate",
         _recreate,
         "make a managed key anew from what is left of it",
-        "luksrotctl --direct recreate /dev/sda2 --key-file backup.key --data @escrow.json",
+        "luksrotctl recreate /dev/sda2 --key-file backup.key --data @escrow.json",
         check=_check_recreate,
+        bus=True,
     )
     for verb in (remove, set_data, adopt, release, recreate):
         add_device(verb)
@@ -88,7 +82,7 @@ def _add_recreate(parser: argparse.ArgumentParser) -> None:
         "Make a managed key anew from what is left of it.\n\n"
         "Its token is lost, or does not fit its keyslot any more: give the key itself with --key-file, and the token\n"
         "is made for the keyslot that it opens.  Its keyslot is lost: give a new key, and any other key of the volume\n"
-        "with --key-file, or the volume key.\n\nWorks with --direct only, so far."
+        "with --key-file, or the volume key."
     )
     add_credential(parser, "the key itself; with a new key: any key of the volume")
     parser.add_argument("--volume-key-file", metavar="FILE", help="in place of --key-file: the volume key")
@@ -116,85 +110,28 @@ def _makes_new(options: argparse.Namespace) -> bool:
 
 def _remove(options: argparse.Namespace) -> Report:
     with secrets.opened(options.key_file, f"Another key of {options.device}") as credential:
-        return _change(
-            options,
-            "remove",
-            lambda local, ref, progress: local.volumes.remove(
-                ref, _source(UNLOCK, credential), name=options.name, progress=progress
-            ),
-        )
+        return change(options, KeyRequest("remove", options.name, credential))
 
 
 def _set_data(options: argparse.Namespace) -> Report:
-    wanted = data(options.data) or {}
-    return _change(options, "set-data", lambda local, ref, _: local.volumes.set_data(ref, wanted, name=options.name))
+    return change(options, KeyRequest("set-data", options.name, data=data(options.data)))
 
 
 def _adopt(options: argparse.Namespace) -> Report:
-    wanted = data(options.data) or {}
-    with ExitStack() as stack:
-        proof: Mapping[str, SecretSource] = {}
-        if options.key_file is not None:
-            prompt = f"Key of keyslot {options.keyslot} of {options.device}"
-            proof = _source(UNLOCK, stack.enter_context(secrets.opened(options.key_file, prompt)))
-        return _change(
-            options,
-            "adopt",
-            lambda local, ref, progress: local.volumes.adopt(
-                ref, options.keyslot, proof, data=wanted, name=options.name, progress=progress
-            ),
-        )
+    request = KeyRequest("adopt", options.name, data=data(options.data), keyslot=options.keyslot)
+    if options.key_file is None:
+        return change(options, request)
+    with secrets.opened(options.key_file, f"Key of keyslot {options.keyslot} of {options.device}") as credential:
+        return change(options, replace(request, credential=credential))
 
 
 def _release(options: argparse.Namespace) -> Report:
-    return _change(options, "release", lambda local, ref, _: local.volumes.release(ref, name=options.name))
+    return change(options, KeyRequest("release", options.name))
 
 
 def _recreate(options: argparse.Namespace) -> Report:
     if _makes_new(options):
-        return _recreate_pair(options)
-    wanted = data(options.data)
+        with key_request(options, options.volume_key_file) as request:
+            return change(options, replace(request, volume_key=options.volume_key_file is not None))
     with secrets.opened(options.key_file, f"Key {options.name} of {options.device}") as credential:
-        return _change(
-            options,
-            "recreate",
-            lambda local, ref, progress: local.volumes.recreate(
-                ref, _source(UNLOCK, credential), data=wanted, pbkdf=Pbkdf(), name=options.name, progress=progress
-            ),
-        )
-
-
-def _recreate_pair(options: argparse.Namespace) -> Report:
-    by_volume_key = options.volume_key_file is not None
-    with key_request(options, options.volume_key_file) as request:
-
-        async def use(local: "Local", ref: "DeviceRef", progress: "Progress") -> object:
-            async with local.prepared(request, VOLUME_KEY if by_volume_key else UNLOCK) as (sources, pbkdf, deliver):
-                return await local.volumes.recreate(
-                    ref,
-                    sources,
-                    data=request.data,
-                    pbkdf=pbkdf,
-                    name=request.name,
-                    progress=progress,
-                    deliver=deliver,
-                )
-
-        return _change(options, "recreate", use)
-
-
-def _change(options: argparse.Namespace, verb: str, use: "Use") -> Report:
-    from luksrotd.ctl.local import changed_key, ref_of  # noqa: PLC0415 - not before --direct is known to be meant
-
-    async def work(local: "Local", progress: "Progress") -> Any:
-        return changed_key(await use(local, ref_of(device(options)), progress))
-
-    done = call(work, getattr(options, "engine", ATOMIC))
-    output = getattr(options, "output", None)
-    return changed(verb, options.device, done, output, to_stderr=getattr(options, "generate", False) and output is None)
-
-
-def _source(name: str, fd: int) -> "Mapping[str, SecretSource]":
-    from luksrotd.ports import SecretFd  # noqa: PLC0415 - it imports what the bus does not need
-
-    return {name: SecretFd(fd)}
+        return change(options, KeyRequest("recreate", options.name, credential, data=data(options.data)))

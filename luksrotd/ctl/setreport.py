@@ -3,13 +3,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from luksrotd.ctl.exits import Exit, status_of, worst
+from luksrotd.ctl.model import SetChange, SetStatus
 from luksrotd.ctl.report import Report, Table, failure, told
-
-if TYPE_CHECKING:
-    from luksrotd.direct import SetResult, SetStatus
 
 _HAPPENED: Final[Mapping[str, str]] = {
     "nothing": "nothing done",
@@ -37,42 +35,43 @@ _NEXT_ALONE: Final[Mapping[str, str]] = {
 }
 
 
-def set_changed(verb: str, devices: Sequence[str], done: "SetResult", output: str | None, *, to_stderr: bool) -> Report:
+def set_changed(verb: str, devices: Sequence[str], done: SetChange, output: str | None, *, to_stderr: bool) -> Report:
     """The report of ``stage``, ``finish`` and ``abort`` on several volumes."""
     volumes: list[Mapping[str, Any]] = []
     rows: list[Sequence[str]] = []
     for device, member in zip(devices, done.members, strict=True):
         change = asdict(member.change) if member.change else {}
         error = failure(member.error) if member.error else {}
-        volumes.append({"device": device, "happened": str(member.happened), **change, **error})
+        volumes.append({"device": device, "happened": member.happened, **change, **error})
         now = f"generation {member.change.generation} in keyslot {member.change.keyslot}" if member.change else "-"
         rows.append((device, _HAPPENED[member.happened], now, told(member.error) if member.error else "-"))
-    state = None if done.state is None else str(done.state)
     document = {
         "name": done.name,
-        "set": done.group.id,
-        "set_size": done.group.size,
-        "state": state,
+        "set": done.set,
+        "set_size": done.size,
+        "state": done.state,
         "volumes": volumes,
     }
     text: list[str | Table] = [
         Table(("DEVICE", "DONE", "KEY NOW", "ERROR"), rows),
-        f"key {done.name}, set {done.group.id} of {done.group.size} volumes: {_NEXT[state]}",
+        f"key {done.name}, set {done.set} of {done.size} volumes: {_NEXT[done.state]}",
     ]
     if output is not None:
         document["output"] = output
         text.append(f"the new key is in {output}")
-    return Report(worst(status_of(error) for error in done.errors), document, text, to_stderr=to_stderr)
+    return Report(
+        worst(status_of(member.error) for member in done.members if member.error), document, text, to_stderr=to_stderr
+    )
 
 
-def set_status(devices: Sequence[str], found: "SetStatus") -> Report:
+def set_status(devices: Sequence[str], found: SetStatus) -> Report:
     """The report of ``status``."""
     members = list(zip(devices, found.members, strict=True))
     volumes = [
         {
             "device": device,
             "uuid": member.uuid,
-            "standing": str(member.standing),
+            "standing": member.standing,
             "generation": member.generation,
             "keyslot": member.keyslot,
             "why": member.why,
@@ -81,16 +80,16 @@ def set_status(devices: Sequence[str], found: "SetStatus") -> Report:
     ]
     document = {
         "name": found.name,
-        "set": found.group.id if found.group else None,
-        "set_size": found.group.size if found.group else None,
-        "state": str(found.state),
-        "steps": sorted(map(str, found.steps)),
+        "set": found.set,
+        "set_size": found.size,
+        "state": found.state,
+        "steps": list(found.steps),
         "why": found.why,
         "volumes": volumes,
     }
-    rows = [(device, str(one.standing), str(one.generation or "-"), one.why or "-") for device, one in members]
-    what = f"set {found.group.id} of {found.group.size} volumes" if found.group else "no set"
-    following = _NEXT_ALONE if len(devices) == 1 and found.group is None else _NEXT
+    rows = [(device, one.standing, str(one.generation or "-"), one.why or "-") for device, one in members]
+    what = f"set {found.set} of {found.size} volumes" if found.set else "no set"
+    following = _NEXT_ALONE if len(devices) == 1 and found.set is None else _NEXT
     text: list[str | Table] = [
         Table(("DEVICE", "STANDING", "GENERATION", "WHAT IS ODD"), rows),
         f"key {found.name}, {what}: {found.why or following[found.state]}",

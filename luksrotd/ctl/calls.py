@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Changes as the D-Bus calls that start them, and the results of their jobs (org.luksrotd1(5))."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from dbus_next.signature import Variant
+
+from luksrotd.ctl import model
+from luksrotd.ctl.connection import error_of
+from luksrotd.errors import Outcome
+from luksrotd.rotation.edits import Pbkdf
+
+_MEMBERS: Final = {
+    "enroll": "Enroll",
+    "rotate": "Rotate",
+    "stage": "Stage",
+    "finish": "Finish",
+    "abort": "Abort",
+    "remove": "Remove",
+    "set-data": "SetData",
+    "adopt": "Adopt",
+    "release": "Release",
+    "recreate": "Recreate",
+}
+
+
+@dataclass(slots=True)
+class Call:
+    """A method call: arguments, and the descriptors that they name by index."""
+
+    member: str
+    signature: str = ""
+    body: list[Any] = field(default_factory=list)
+    fds: list[int] = field(default_factory=list)
+
+    def add(self, signature: str, value: Any) -> None:
+        """One more argument."""
+        self.signature += signature
+        self.body.append(value)
+
+    def add_secret(self, secret: int | model.Delivery | None) -> None:
+        """One more argument: a descriptor, a key to be generated, or (None) no secret."""
+        described = {}
+        if isinstance(secret, int):
+            described["fd"] = Variant("h", len(self.fds))
+            self.fds.append(secret)
+        elif secret is not None:
+            described["generate"] = Variant("b", True)
+        self.add("a{sv}", described)
+
+
+def change(request: model.KeyRequest, group: str = "") -> Call:
+    """The call on a device; ``group``: id of the set whose other volumes are left alone."""
+    call, verb, options = Call(_MEMBERS[request.verb]), request.verb, _options(request)
+    if verb == "adopt":
+        call.add("u", request.keyslot)
+    call.add("s", request.name)
+    if verb == "set-data":
+        call.add("s", json.dumps(request.data or {}))
+        options = {}
+    if verb in ("enroll", "rotate", "stage", "remove", "adopt", "recreate"):
+        call.add_secret(request.credential)
+    if verb in ("enroll", "rotate", "stage", "recreate"):
+        call.add_secret(request.new)
+    if group:
+        options["group"] = Variant("s", group)
+    call.add("a{sv}", options)
+    return call
+
+
+def change_set(paths: Sequence[str], request: model.KeyRequest) -> Call:
+    """The call on the manager."""
+    call, options = Call(_MEMBERS[request.verb]), _options(request)
+    call.add("ao", list(paths))
+    call.add("s", request.name)
+    if request.verb == "stage":
+        call.add_secret(request.credential)
+        call.add_secret(request.new)
+        if request.keep:
+            options["keep"] = Variant("b", True)
+    if request.set is not None:
+        options["group"] = Variant("s", request.set)
+    call.add("a{sv}", options)
+    return call
+
+
+def key_change(result: Mapping[str, Any]) -> model.KeyChange:
+    """What became of a key."""
+    keyslot = None if result["keyslot"] < 0 else result["keyslot"]
+    seqids = (result["seqid-before"], result["seqid-after"])
+    return model.KeyChange(result["name"], result["generation"], keyslot, *seqids)
+
+
+def set_change(paths: Sequence[str], result: Mapping[str, Any]) -> model.SetChange:
+    """What became of a set, its volumes in the order of ``paths``."""
+    members = {one["device"]: one for one in map(values, result["members"])}
+    return model.SetChange(
+        result["name"],
+        result["group"],
+        result["group-size"],
+        result["state"] or None,
+        [_member_change(result["name"], members[path]) for path in paths],
+    )
+
+
+def set_status(
+    name: str, paths: Sequence[str], status: Mapping[str, Any], members: Sequence[Mapping[str, Any]]
+) -> model.SetStatus:
+    """Where a set is, its volumes in the order of ``paths``."""
+    found = {one["device"]: one for one in members}
+    return model.SetStatus(
+        name,
+        status["group"] or None,
+        status["group-size"] if status["group"] else None,
+        status["state"],
+        sorted(status["steps"]),
+        status["why"],
+        [_set_member(found[path]) for path in paths],
+    )
+
+
+def values(variants: Mapping[str, Variant]) -> dict[str, Any]:
+    """A dictionary as it came, without its variants."""
+    return {name: variant.value for name, variant in variants.items()}
+
+
+def _member_change(name: str, member: Mapping[str, Any]) -> model.MemberChange:
+    error = None
+    if member["error"]:
+        told = error_of(member["error"], member["message"])
+        error = type(told)(told.message, outcome=Outcome(member["outcome"]))
+    changed = key_change({"name": name, **member}) if "seqid-after" in member else None
+    return model.MemberChange(member["happened"], changed, error)
+
+
+def _set_member(member: Mapping[str, Any]) -> model.SetMember:
+    keyslot = None if member["keyslot"] < 0 else member["keyslot"]
+    return model.SetMember(member["uuid"], member["standing"], member["generation"], keyslot, member["why"])
+
+
+def _options(request: model.KeyRequest) -> dict[str, Variant]:
+    options = {}
+    if request.data is not None:
+        options["data"] = Variant("s", json.dumps(request.data))
+    if request.volume_key:
+        options["volume-key"] = Variant("b", True)
+    if request.expires is not None:
+        options["expires"] = Variant("t", request.expires)
+    if request.generation is not None:
+        options["key-generation"] = Variant("u", request.generation)
+    return options | (_cost(request.pbkdf) if request.pbkdf is not None else {})
+
+
+def _cost(pbkdf: Pbkdf) -> dict[str, Variant]:
+    numbers = {
+        "pbkdf-force-iterations": pbkdf.iterations,
+        "pbkdf-memory": pbkdf.memory_kib,
+        "pbkdf-parallel": pbkdf.parallel,
+    }
+    given = {name: Variant("u", number) for name, number in numbers.items() if number is not None}
+    return {"pbkdf": Variant("s", pbkdf.type), **given}

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every verb of luksrotctl through the daemon, judged by the stock tools."""
+
+import asyncio
+import json
+
+import pytest
+
+from tests.integration.test_ctl import FAST, ctl
+from tests.support import daemon_process, makeimage
+from tests.support.daemon_process import BACKUP, NEW, OLD, appeared, settled
+
+pytestmark = pytest.mark.asyncio
+
+
+@pytest.fixture
+def keys(tmp_path):
+    for name, secret in (("old", OLD), ("backup", BACKUP), ("new", NEW)):
+        (tmp_path / name).write_bytes(secret)
+        (tmp_path / name).chmod(0o600)
+    return tmp_path
+
+
+def tokens(volume):
+    """Generation and state of each key."""
+    found = volume.metadata()["tokens"].values()
+    return {(token["generation"], token["state"]) for token in found if token["type"] == "luksrotd"}
+
+
+async def told(*words, status=0):
+    """Its JSON."""
+    return json.loads(await ctl("--json", *words, status=status))
+
+
+async def test_rotation_in_two_steps(enrolled, keys):
+    new = ("--key-file", keys / "old", "--new-keyfile", keys / "new", "--expires", "12h", *FAST)
+    staged = await told("stage", enrolled.node, *new)
+    assert (staged["generation"], tokens(enrolled)) == (2, {(1, "active"), (2, "staged")})
+    shown = await told("show", enrolled.node)
+    assert [(key["state"], bool(key["expires_at"])) for key in shown["keys"]] == [("active", False), ("staged", True)]
+    status = await told("status", enrolled.node)
+    assert (status["state"], status["steps"], status["set"]) == ("staged", ["abort", "finish", "stage"], None)
+    await told("finish", enrolled.node, "--generation", "3", status=2)
+    await told("abort", enrolled.node)
+    assert (tokens(enrolled), enrolled.opens(NEW)) == ({(1, "active")}, False)
+    await told("stage", enrolled.node, *new)
+    done = await told("confirm", enrolled.node)
+    assert (done["generation"], tokens(enrolled)) == (2, {(2, "active")})
+    assert (enrolled.opens(BACKUP), enrolled.opens(NEW), enrolled.opens(OLD)) == (False, True, True)
+
+
+async def test_a_set_of_volumes(bed, client, enrolled, keys):
+    with daemon_process.disk(bed, "second") as second:
+        await appeared(client, second.path)
+        await told("enroll", second.node, "--key-file", keys / "old", "--new-keyfile", keys / "backup", *FAST)
+        both = (enrolled.node, second.node)
+        new = ("--key-file", keys / "old", "--generate", "--output", keys / "generated")
+        staged = await told("stage", *both, *new)
+        assert (staged["state"], [one["happened"] for one in staged["volumes"]]) == ("staged", ["staged", "staged"])
+        assert [one["generation"] for one in staged["volumes"]] == [2, 2]
+        status = await told("status", *both)
+        assert (status["set"], status["set_size"], status["state"]) == (staged["set"], 2, "staged")
+        assert [one["standing"] for one in status["volumes"]] == ["staged", "staged"]
+        await told("finish", enrolled.node, status=3)  # without the others
+        await told("finish", *both, "--set", "0123456789abcdef", status=3)
+        done = await told("finish", *both, "--set", staged["set"])
+        assert done["state"] == "finished"
+        generated = (keys / "generated").read_bytes()
+        assert [(one.opens(generated), one.opens(BACKUP)) for one in (enrolled, second)] == [(True, False)] * 2
+        assert "finished on all of them" in (await ctl("status", *both, "--set", staged["set"])).decode()
+
+
+async def test_one_volume_without_the_others_of_its_set(bed, client, enrolled, keys):
+    with daemon_process.disk(bed, "second") as second:
+        await appeared(client, second.path)
+        await told("enroll", second.node, "--key-file", keys / "old", "--new-keyfile", keys / "backup", *FAST)
+        new = ("--key-file", keys / "old", "--new-keyfile", keys / "new", *FAST)
+        await told("stage", enrolled.node, second.node, *new)
+    await told("abort", enrolled.node, "--alone")
+    assert tokens(enrolled) == {(1, "active")}
+
+
+async def test_a_set_that_cannot_be_staged_on_one_of_them(bed, client, enrolled, keys):
+    with daemon_process.disk(bed, "second") as second:
+        await appeared(client, second.path)
+        before = enrolled.headers(), second.headers()
+        new = ("--key-file", keys / "old", "--generate", "--output", keys / "generated")
+        error = await told("stage", enrolled.node, second.node, *new, status=3)  # the second has no such key
+        assert (error["error"], error["outcome"]) == ("NeedsPerson", "unchanged")
+        assert (enrolled.headers(), second.headers()) == before
+        assert not (keys / "generated").exists()
+
+
+async def test_associated_data_adoption_and_release(enrolled, keys):
+    await told("set-data", enrolled.node, "--data", '{"escrow": "vault/7"}')
+    assert (await told("show", enrolled.node))["keys"][0]["data"] == {"escrow": "vault/7"}
+    await told("adopt", enrolled.node, "--keyslot", "0", "--name", "admin", "--key-file", keys / "backup", status=1)
+    adopted = await told("adopt", enrolled.node, "--keyslot", "0", "--name", "admin", "--key-file", keys / "old")
+    assert (adopted["keyslot"], sorted(enrolled.pairs())) == (0, [("admin", 0), ("backup", 1)])
+    released = await told("release", enrolled.node, "--name", "admin")
+    assert (released["keyslot"], enrolled.pairs(), enrolled.opens(OLD)) == (None, [("backup", 1)], True)
+
+
+async def test_remove_and_scrub(enrolled, keys):
+    await told("remove", enrolled.node, "--key-file", keys / "backup", status=1)
+    assert enrolled.opens(BACKUP)
+    await told("remove", enrolled.node, "--key-file", keys / "old")
+    assert (enrolled.pairs(), enrolled.opens(BACKUP), enrolled.opens(OLD)) == ([], False, True)
+    before = enrolled.headers()
+    assert (await told("scrub", enrolled.node))["bytes"] > 0
+    assert (enrolled.headers(), enrolled.opens(OLD)) == (before, True)
+
+
+async def test_a_key_is_made_anew(client, enrolled, keys):
+    await told("release", enrolled.node)
+    again = await told("recreate", enrolled.node, "--key-file", keys / "backup", "--data", '{"again": true}')
+    assert (again["keyslot"], enrolled.pairs()) == (1, [("backup", 1)])
+    new = ("--new-keyfile", keys / "new", *FAST)
+    await told("recreate", enrolled.node, "--key-file", keys / "old", *new, status=1)  # nothing of it is lost
+    await asyncio.to_thread(makeimage.run, "luksKillSlot", "--key-file", "-", enrolled.node, "1", stdin=OLD)
+    await settled(client, enrolled.path, Keyslots=[0])
+    await told("recreate", enrolled.node, "--key-file", keys / "old", *new)
+    assert (enrolled.opens(NEW), enrolled.opens(BACKUP)) == (True, False)
+
+
+async def test_the_record(enrolled, keys):
+    await told("rotate", enrolled.node, "--key-file", keys / "new", "--new-keyfile", keys / "new", *FAST, status=1)
+    await told("rotate", enrolled.node, "--key-file", keys / "old", "--new-keyfile", keys / "new", *FAST)
+    for device in (enrolled.node, enrolled.uuid):
+        records = (await told("history", device, "--since", "1h"))["records"]
+        of_key = [one for one in records if one.get("key") == "backup"]
+        assert [(one["kind"], one["outcome"], one.get("error", "")) for one in of_key] == [
+            ("enroll", "committed", ""),
+            ("rotate", "unchanged", "WrongCredential"),
+            ("rotate", "committed", ""),
+        ]
+    text = (await ctl("history", enrolled.node)).decode()
+    assert "WrongCredential" in text
+    assert enrolled.uuid in text
+    assert (await told("history", "--limit", "1"))["records"][0]["uuid"]
