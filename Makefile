@@ -100,7 +100,11 @@ check: deps venv-dev
 crash-table: deps venv-dev
 	.venv/bin/python -m tests.crash.table
 
-man: deps $(MAN_PAGES)
+man: deps docs/man/org.luksrotd1.5.scd $(MAN_PAGES)
+
+# Checked in, so that it is there to be read; a test holds it against what it is made of.
+docs/man/org.luksrotd1.5.scd: $(wildcard dbus/*.xml) packaging/dbus_doc.py luksrotd/errors.py
+	PYTHONPATH=. $(PYTHON) packaging/dbus_doc.py $(wildcard dbus/*.xml) >$@
 
 build/man/%: docs/man/%.scd
 	@mkdir -p $(@D)

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import luksrotd
 from luksrotd import direct
+from luksrotd.bus.inhibitor import LogindInhibitor
 from luksrotd.bus.link import Links, Outfit
 from luksrotd.bus.served import Served
 from luksrotd.config import Config
@@ -22,6 +23,7 @@ from luksrotd.host import configfiles
 from luksrotd.host.credentials import ServiceCredentials
 from luksrotd.host.hardening import harden
 from luksrotd.host.history import JournalHistory
+from luksrotd.host.images import ImageWatcher
 from luksrotd.host.keeping import PipeKeeper
 from luksrotd.host.memory import available_kib
 from luksrotd.host.notify import ServiceManager, watchdog_interval
@@ -37,6 +39,7 @@ from luksrotd.service.jobs import State
 from luksrotd.service.operations import Operations
 from luksrotd.service.owned import Means
 from luksrotd.service.registry import Registry, Volume
+from luksrotd.service.reporter import Reporter
 from luksrotd.service.runner import Runner
 from luksrotd.service.setjobs import SetJobs
 from luksrotd.service.sets import VolumeSets
@@ -64,9 +67,9 @@ class Daemon:
     """The daemon; ``host`` and ``watcher`` are the ports that it works with, ``read`` gets the configuration again."""
 
     def __init__(self, host: Host, watcher: Watcher, manager: ServiceManager, read: Callable[[], Parsed]) -> None:
-        self._watcher = watcher
         self._manager = manager
         self._read = read
+        host = replace(host, inhibitor=LogindInhibitor(lambda: self._links.bus))
         volumes = Volumes(host)
         self._audit = Audit(host)
         self._links = Links(
@@ -78,7 +81,8 @@ class Daemon:
             )
         )
         self._runner = Runner()
-        self._registry = Registry(volumes, watcher)
+        self._images = ImageWatcher(direct.uuid_of)
+        self._registry = Registry(volumes, watcher, self._images)
         drafts = Drafts(host, Means(self._registry, self._runner, PipeKeeper()), self._links.gone)
         self._served = Served(
             Operations(volumes, self._registry, self._runner),
@@ -88,8 +92,8 @@ class Daemon:
             self._runner,
             Chronicle(JournalHistory()),
         )
-        self._registry.heed(self._runner)
         self._registry.observe(self)
+        self._registry.observe(Reporter(self._audit))
         self._ready = False
         self._troubles: dict[str, str] = {}
 
@@ -102,6 +106,7 @@ class Daemon:
         self._served.runner.configure(limits)
         self._served.drafts.configure(limits)
         self._served.registry.configure(config.devices)
+        self._images.configure(config.volumes)
 
     async def run(self, stop: asyncio.Event, reload: asyncio.Event) -> int:
         """Serve until ``stop`` is set; the exit status: 0 if it was, 1 if the name, the bus or udev cannot be had.
@@ -172,8 +177,10 @@ class Daemon:
             self._troubles.pop("configuration", None)
             try:
                 self.configure(settled(await in_thread(self._read)))
+                self._audit.configured()
             except ConfigError as error:
                 log.error("%s; the old configuration stays", error)
+                self._audit.misconfigured(error.message)
                 self._troubles["configuration"] = f"{error}; the old configuration stays"
             self._manager.ready(self._status())
 
@@ -218,6 +225,7 @@ class Daemon:
             await asyncio.sleep(EXTEND_SECONDS / 2)
 
     async def _follow(self) -> None:
+        await self._images.ready()
         try:
             await self._registry.run()
         except* LuksrotdError as errors:
@@ -272,7 +280,7 @@ async def serve(decorators: Decorators) -> int:
 
 def launch(decorators: Decorators | None = None) -> int:
     """Run the daemon in this process; the exit status."""
-    _log_to_stderr()
+    _log_to_stderr("%(levelname)s: %(name)s: %(message)s")
     if os.geteuid() != 0:
         log.error("cannot serve: must be run as root")
         return 1
@@ -282,7 +290,7 @@ def launch(decorators: Decorators | None = None) -> int:
 
 def check_config() -> int:
     """Read the configuration and say what is wrong with it; the exit status: 0 nothing (but for warnings), else 78."""
-    _log_to_stderr()
+    _log_to_stderr("%(levelname)s: %(message)s")
     try:
         settled(configuration())
     except ConfigError as error:
@@ -291,8 +299,8 @@ def check_config() -> int:
     return 0
 
 
-def _log_to_stderr() -> None:
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s: %(name)s: %(message)s")
+def _log_to_stderr(form: str) -> None:
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=form)
 
 
 def _on_loop_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

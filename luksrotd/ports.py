@@ -290,7 +290,10 @@ class Inhibitor(Protocol):
     """Keeps the machine from going down while a volume is written."""
 
     def held(self, why: str) -> AbstractAsyncContextManager[None]:
-        """Delay sleep and shutdown; never raises, and never waits long: a commit survives a power cut anyway."""
+        """Delay sleep and shutdown until it is left, if that can be had.
+
+        Never raises by itself, and never waits long, for locks are held: a commit survives a power cut anyway.
+        """
 
 
 class NoInhibitor:

@@ -3,6 +3,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from dbus_next.signature import Variant
@@ -143,7 +144,8 @@ class Device(Interface):
         """Whether the credential is the managed key."""
         about = {"operation": "VerifyKey", **self._about(key_name(name))}
         secrets = await self._keyring.open(caller, about, {UNLOCK: credential})
-        return await self._operations.verify(self._volume.uuid, caller, key_name(name), secrets)
+        gone = partial(self.guard.callers.gone, caller.name)
+        return await self._operations.verify(self._volume.uuid, caller, key_name(name), secrets, gone)
 
     @exposed("sa{sv}", "s", action=names.ACTION_GET_DATA, outputs=["data"])
     async def get_data(self, caller: Caller, name: str, options: Map) -> str:

@@ -76,6 +76,10 @@ def exposed(
     return decorate
 
 
+def _has_fd(table: OptionTable) -> bool:
+    return any("h" in kind if isinstance(kind, str) else _has_fd(kind) for kind in table.values())
+
+
 def camel_case(name: str) -> str:
     """D-Bus member of a Python name: ``get_devices`` is ``GetDevices``."""
     return "".join(word.capitalize() for word in name.split("_"))
@@ -117,6 +121,11 @@ class Exposed:
         for parameter in self.tables:
             if parameter not in self.inputs or types[self.inputs.index(parameter)] != OPTIONS_SIGNATURE:
                 raise TypeError(f"{handler.__qualname__} has no {OPTIONS_SIGNATURE} called {parameter}")
+
+    @property
+    def passes_fds(self) -> bool:
+        """Whether descriptors may come or go with it, in a dictionary too."""
+        return "h" in self.in_signature + self.out_signature or any(_has_fd(table) for table in self.tables.values())
 
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...

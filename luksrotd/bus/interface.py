@@ -33,7 +33,19 @@ from __future__ import annotations
 
 import functools
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypeVar,
+    cast,
+    overload,
+)
 from xml.etree import ElementTree
 
 from dbus_next import introspection
@@ -56,6 +68,8 @@ T = TypeVar("T")
 Exporting = TypeVar("Exporting", bound="Interface")
 PROPERTIES = "org.freedesktop.DBus.Properties"
 EMITS_CHANGED = "org.freedesktop.DBus.Property.EmitsChangedSignal"
+SINCE = "org.gtk.GDBus.Since"
+UNIX_FD = "org.gtk.GDBus.C.UnixFD"
 
 
 class Emits(StrEnum):
@@ -130,8 +144,12 @@ class Exporter(Protocol):
 
 
 class Interface:
-    """One interface of one object; a subclass decorates its members with ``exposed``, ``readable`` and ``emitted``."""
+    """One interface of one object; a subclass decorates its members with ``exposed``, ``readable`` and ``emitted``.
 
+    ``since``: the version of luksrotd that had it first.
+    """
+
+    since: ClassVar[str] = "0.1"
     methods: Mapping[str, Exposed] = {}
     properties: Mapping[str, Readable[Any]] = {}
     signals: Mapping[str, introspection.Signal] = {}
@@ -187,9 +205,10 @@ class Interface:
             bus.send(Message.new_signal(path, interface, member, signature, body))
 
     def introspect(self) -> introspection.Interface:
-        """The introspection data, with EmitsChangedSignal annotations, which dbus-next lacks."""
-        return introspection.Interface(
+        """The introspection data, with annotations, which dbus-next lacks."""
+        return _AnnotatedInterface(
             self.name,
+            self.since,
             methods=[_describe(method) for method in self.methods.values()],
             properties=[_AnnotatedProperty(item) for item in self.properties.values()],
             signals=list(self.signals.values()),
@@ -199,7 +218,7 @@ class Interface:
 def _describe(method: Exposed) -> introspection.Method:
     inputs = _arguments(method.in_tree.types, method.inputs, ArgDirection.IN)
     outputs = _arguments(method.out_tree.types, method.outputs, ArgDirection.OUT)
-    return introspection.Method(method.name, inputs, outputs)
+    return _AnnotatedMethod(method.name, method.passes_fds, inputs, outputs)
 
 
 def _arguments(
@@ -209,6 +228,31 @@ def _arguments(
         introspection.Arg(kind, direction, name)  # type: ignore[arg-type] # dbus-next says list, and means one
         for kind, name in zip(kinds, names, strict=True)
     ]
+
+
+class _AnnotatedInterface(introspection.Interface):
+    def __init__(self, name: str, since: str, **members: Any) -> None:
+        super().__init__(name, **members)
+        self._since = since
+
+    def to_xml(self) -> ElementTree.Element:
+        element: ElementTree.Element = super().to_xml()
+        element.insert(0, ElementTree.Element("annotation", name=SINCE, value=self._since))
+        return element
+
+
+class _AnnotatedMethod(introspection.Method):
+    """``passes_fds``: also in a dictionary, where its signature does not show it."""
+
+    def __init__(self, name: str, passes_fds: bool, *arguments: list[introspection.Arg]) -> None:
+        super().__init__(name, *arguments)
+        self._passes_fds = passes_fds
+
+    def to_xml(self) -> ElementTree.Element:
+        element: ElementTree.Element = super().to_xml()
+        if self._passes_fds:
+            element.insert(0, ElementTree.Element("annotation", name=UNIX_FD, value="true"))
+        return element
 
 
 class _AnnotatedProperty(introspection.Property):

@@ -108,6 +108,8 @@ def recreation(
         if any(option in PBKDF for option in options):
             raise InvalidRequest("cannot use the options of a key derivation: there is no new secret")
         return {UNLOCK: credential}
+    if by_volume_key and "token" in credential:
+        raise InvalidRequest("cannot take a token for the volume key: it gives a passphrase")
     return {VOLUME_KEY if by_volume_key else UNLOCK: credential, NEW: new_secret}
 
 

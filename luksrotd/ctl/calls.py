@@ -116,7 +116,7 @@ def set_status(
         status["group"] or None,
         status["group-size"] if status["group"] else None,
         status["state"],
-        status["steps"],
+        sorted(status["steps"]),
         status["why"],
         [_set_member(found[path]) for path in paths],
     )

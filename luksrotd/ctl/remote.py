@@ -214,6 +214,7 @@ class Remote:
                 progress(stage)
                 if stage == DELIVERING and new is not None and not isinstance(new, int):
                     undelivered = await self._take(job, new)
+                    new = None  # a set of volumes comes by here for each of them
 
     async def _take(self, job: str, delivery: model.Delivery) -> LuksrotdError | None:
         """Make the key safe; if that cannot be, stop the job before it commits."""

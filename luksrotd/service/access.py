@@ -66,6 +66,8 @@ class Access:
             await stack.enter_async_context(self._host.locks.metadata(device, exclusive=True))
             await stack.enter_async_context(self._host.locks.whole_disk(device))
             entered = _entered(plan, target)
+            why = f"changing the LUKS2 header of {target.ref.metadata_path}"
+            await stack.enter_async_context(self._host.inhibitor.held(why))
             async with self._accounted(target, plan):
                 await in_thread(lambda: commit.run(plan, writable, entered))
 

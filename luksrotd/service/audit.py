@@ -23,6 +23,7 @@ from luksrotd.rotation.stepwise import Steps
 from luksrotd.rotation.view import DeviceView
 from luksrotd.service import actor
 from luksrotd.service.progress import Progress, Stage, ignore
+from luksrotd.service.shown import Problem
 
 Decided = TypeVar("Decided", bound=Change | Steps)
 Fields = dict[str, str | int | None]
@@ -193,16 +194,20 @@ class Audit:
 
     def found(self, ref: DeviceRef, seen: DeviceView, findings: Sequence[Finding]) -> None:
         """What is left: one entry for all that a person must decide, and one for each note."""
-        about: Fields = {"uuid": seen.uuid, "node": ref.path, "header": ref.header, "seqid_after": seen.seqid}
-        person = [finding for finding in findings if finding.action is Action.PERSON]
+        person = [Problem(*_problem(finding)) for finding in findings if finding.action is Action.PERSON]
         if person:
-            message = "a person must decide: " + "; ".join(finding.message for finding in person)
-            fields: Fields = {**about, "kind": "needs-person", "codes": _codes(person)}
-            self._record(MessageId.NEEDS_PERSON, message, Priority.WARNING, fields)
+            self.needs_person(ref, seen.uuid, person)
         for note in findings:
             if note.action is Action.NOTE:
-                fields = {**about, "kind": "note", "codes": note.code}
+                about: Fields = {"kind": "note", "uuid": seen.uuid, "node": ref.path, "header": ref.header}
+                fields: Fields = {**about, "codes": note.code, "seqid_after": seen.seqid}
                 self._record(MessageId.NOTED, note.message, Priority.NOTICE, fields)
+
+    def needs_person(self, ref: DeviceRef, uuid: str, problems: Sequence[Problem]) -> None:
+        """What reconcile must not decide by itself."""
+        fields: Fields = {"kind": "needs-person", "uuid": uuid, "node": ref.path, "header": ref.header}
+        message = "a person must decide: " + "; ".join(problem.message for problem in problems)
+        self._record(MessageId.NEEDS_PERSON, message, Priority.WARNING, {**fields, "codes": _codes(problems)})
 
     def foreign_change(self, uuid: str, node: str, before: int, after: int, how: str) -> None:
         """Somebody else has changed the header: sequence numbers, and ``newer``, ``older`` or ``same``."""
@@ -252,7 +257,11 @@ def _numbers(keyslots: Iterable[int]) -> str:
     return ",".join(str(number) for number in sorted(keyslots))
 
 
-def _codes(findings: Sequence[Finding]) -> str:
+def _problem(finding: Finding) -> tuple[str, str, str]:
+    return finding.code, finding.action, finding.message
+
+
+def _codes(findings: Sequence[Finding | Problem]) -> str:
     return ",".join(dict.fromkeys(str(finding.code) for finding in findings))
 
 

@@ -3,7 +3,8 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from luksrotd.config import Config
@@ -74,8 +75,13 @@ class Operations:
         seen, change = await self._volumes.plan(ref, lambda view, now: planning.decide(verb, wanted, view, now))
         return planning.of_change(verb, wanted, seen, change)
 
-    async def verify(self, uuid: str, owner: Caller, name: str, secrets: Secrets) -> bool:
-        """Whether the secret is the managed key ``name``; waits its turn, because it costs as much as a change."""
+    async def verify(
+        self, uuid: str, owner: Caller, name: str, secrets: Secrets, gone: Callable[[], Awaitable[None]] | None = None
+    ) -> bool:
+        """Whether the secret is the managed key ``name``; waits its turn, because it costs as much as a change.
+
+        ``gone`` returns when nobody waits for the answer any more: then it is ``Cancelled``.
+        """
 
         async def work(_: Job) -> object:
             return await self._volumes.verify(self._registry.get(uuid).ref, secrets.sources[UNLOCK], name=name)
@@ -86,7 +92,8 @@ class Operations:
             secrets.close()
             raise
         memory = verbs.memory_kib(view, Pbkdf(), secrets)
-        job = self._runner.submit(Request(Kind.VERIFY, (uuid,), work, name, owner, secrets, memory))
+        needed = replace(secrets, abandoned=gone)
+        job = self._runner.submit(Request(Kind.VERIFY, (uuid,), work, name, owner, needed, memory))
         return bool(await job.wait())
 
     async def data(self, uuid: str, name: str) -> Mapping[str, Any]:

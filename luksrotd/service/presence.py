@@ -25,6 +25,7 @@ class _Shown:
     place: Place
     configured: bool
     admitted: bool = False
+    unwanted: bool = False
 
 
 class Presence:
@@ -43,6 +44,10 @@ class Presence:
         found = [shown.place for shown in self._shown.values() if shown.uuid == uuid and shown.admitted]
         headers = {place.header for place in found}
         return tuple(place for place in found if place.header is not None or place.node not in headers)
+
+    def leaving(self, uuid: str) -> bool:
+        """Whether a place of the volume is only admitted as long as it is held."""
+        return any(shown.uuid == uuid and shown.unwanted for shown in self._shown.values())
 
     def take(self, event: DeviceEvent) -> Iterator[str]:
         """Note what a watcher tells; the UUIDs of the volumes that it is about."""
@@ -81,3 +86,4 @@ class Presence:
         wanted = shown.configured or self._rules.admit(shown.uuid, links, shown.place.traits.bus)
         if wanted or not self._held(shown.uuid):
             shown.admitted = wanted
+        shown.unwanted = shown.admitted and not wanted

@@ -99,7 +99,7 @@ class Registry:
     def configure(self, rules: DeviceRules) -> None:
         """Manage what the rules admit, from now on: other volumes disappear as if unplugged, and some may come.
 
-        One that is busy disappears when its last job has ended.
+        One that is busy disappears when its last job has ended; jobs of it that have not begun are refused.
         """
         for uuid in self._presence.configure(rules):
             self._update(uuid)
@@ -120,6 +120,8 @@ class Registry:
     def writable(self, uuid: str) -> Volume:
         """The volume, if it may be written; raises ``UnknownDevice`` and ``NeedsPerson``."""
         volume = self.get(uuid)
+        if self._presence.leaving(uuid):
+            raise UnknownDevice(f"cannot write: the configuration does not admit {volume.nodes[0]} any more")
         if volume.ambiguous:
             raise NeedsPerson(f"cannot write: {volume.ambiguity}")
         return volume

@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from luksrotd.config import Limits
@@ -17,6 +17,7 @@ from luksrotd.service.actor import acting
 from luksrotd.service.estimate import Estimator, Timers
 from luksrotd.service.handover import Secrets
 from luksrotd.service.jobs import UNSEEN, Job, Kind, State
+from luksrotd.service.progress import Stage
 from luksrotd.service.schedule import Entry
 
 log = logging.getLogger(__name__)
@@ -132,6 +133,7 @@ class Runner:
         self._queued[job.number] = work
         self._idle.clear()
         self._estimator.follow(job, request.memory_kib)
+        job.subscribe(lambda: self._on_change(job))
         self._tell("job_added", job)
         if request.secrets.abandoned:
             work.watch = asyncio.create_task(self._watch(work, request.secrets.abandoned))
@@ -176,6 +178,10 @@ class Runner:
         for entry in schedule.startable(running, queued, self._limits, self._turns):
             self._turns = schedule.turns_after(self._turns, entry, queued)
             self._start(self._queued[entry.number])
+
+    def _on_change(self, job: Job) -> None:
+        if job.step is Stage.DELIVERING and job.number in self._running:
+            self._start_what_may()  # it leaves its place to others until its owner has stored the key
 
     def _start(self, work: "_Work") -> None:
         self._running[work.job.number] = self._queued.pop(work.job.number)
@@ -261,7 +267,9 @@ async def _run(work: _Work) -> object:
 
 
 def _entries(works: Mapping[int, _Work]) -> list[Entry]:
-    return [_entry(number, work.request) for number, work in works.items()]
+    return [
+        replace(_entry(number, work.request), idle=work.job.step is Stage.DELIVERING) for number, work in works.items()
+    ]
 
 
 def _entry(number: int, request: Request) -> Entry:

@@ -20,13 +20,15 @@ ROOT = 0
 class Entry:
     """A job, as far as the schedule is concerned: what it works on, whose it is (uid), the memory that it needs.
 
-    ``owner`` of ``None``: the daemon's own.  ``number`` grows with every job.
+    ``owner`` of ``None``: the daemon's own.  ``number`` grows with every job.  ``idle``: it runs, but waits for a
+    person, so it has its volumes and nothing else.
     """
 
     number: int
     volumes: frozenset[str]
     owner: int | None = None
     memory_kib: int = 0
+    idle: bool = False
 
 
 #: When the last job of each owner started: the number of the newest job then, and a count of starts since that came.
@@ -38,16 +40,17 @@ def startable(
 ) -> tuple[Entry, ...]:
     """The waiting jobs that may run now, in the order in which they are to start; ``queued``: by their arrival.
 
-    One that needs more than all of the memory runs alone.
+    One that needs more than all of the memory runs alone.  One user leaves a place to the others.
     """
-    now, free = list(running), _free(running, queued)
-    while free:
-        entry = _next(free, now, turns or {})
+    at_work, free = [entry for entry in running if not entry.idle], _free(running, queued)
+    now = list(at_work)
+    while candidates := [entry for entry in free if _may_have_another(entry.owner, now, limits)]:
+        entry = _next(candidates, now, turns or {})
         if len(now) >= limits.jobs or not _fits(now, entry, limits.memory_kib):
             break  # it is next: were others let by, it might never find enough memory
         free.remove(entry)
         now.append(entry)
-    return tuple(now[len(running) :])
+    return tuple(now[len(at_work) :])
 
 
 def turns_after(turns: Turns, started: Entry, queued: Sequence[Entry]) -> Turns:
@@ -110,6 +113,10 @@ def _next(free: Sequence[Entry], running: Sequence[Entry], turns: Turns) -> Entr
         return (of_owner, max(arrival, turns.get(entry.owner, arrival)), entry.number)
 
     return min(free, key=turn)
+
+
+def _may_have_another(owner: int | None, running: Sequence[Entry], limits: Limits) -> bool:
+    return owner in (None, ROOT) or sum(other.owner == owner for other in running) < max(1, limits.jobs - 1)
 
 
 def _fits(running: Sequence[Entry], entry: Entry, memory_kib: int | None) -> bool:

@@ -182,6 +182,7 @@ async def test_however_it_ends_it_says_so_once_and_a_late_client_can_read_it(end
     ended.exception()
     world.go.set()
     await world.runner.drain()
+    job.cancelling()  # whatever is told to it afterwards
     state, success, outcome, error = ENDS[end]
     read = world.read(job)
     assert world.completed(job) == [[success, outcome, error, read["ErrorMessage"]]]

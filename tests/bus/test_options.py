@@ -136,6 +136,9 @@ def test_the_secrets_of_a_recreation():
     assert known.recreation(key, {}, {}) == {UNLOCK: key}
     assert known.recreation(key, new, {"volume-key": False, "pbkdf": "argon2id"}) == {UNLOCK: key, NEW: new}
     assert known.recreation(key, new, {"volume-key": True}) == {VOLUME_KEY: key, NEW: new}
+    with pytest.raises(InvalidRequest):
+        known.recreation({"token": 3}, new, {"volume-key": True})
+    assert known.recreation({"token": 3}, new, {}) == {UNLOCK: {"token": 3}, NEW: new}
     for options in ({"volume-key": True}, {"pbkdf": "argon2id"}, {"pbkdf-memory": 64}):
         with pytest.raises(InvalidRequest):
             known.recreation(key, {}, options)
@@ -157,7 +160,7 @@ def test_results():
     change = KeyChange(UUID, "backup", 0, None, 7, 9)
     changed = {"generation": ("u", 0), "keyslot": ("i", -1), "seqid-before": ("t", 7), "seqid-after": ("t", 9)}
     assert plain(result_property(change)) == {"name": ("s", "backup"), **changed}
-    assert plain(result_property(Scrubbed(4096, UUID))) == {"bytes": ("t", 4096)}
+    assert plain(result_property(Scrubbed(4096, UUID, 7))) == {"bytes": ("t", 4096)}
     assert plain(result_property(Committed(UUID, Change(), 7, 9))) == {
         "seqid-before": ("t", 7),
         "seqid-after": ("t", 9),
@@ -250,5 +253,6 @@ def test_differences():
         "token", "3", "change", {},
         {"n": ("t", 1), "m": ("x", -1), "b": ("b", True), "s": ("s", "x"), "l": ("at", [1, 2])},
     ]  # fmt: skip
-    with pytest.raises(TypeError):
-        difference_row(Difference("token", "3", "add", {}, {"nested": {}}))
+    # What drafts have beside that: any JSON.
+    row = difference_row(Difference("token", "3", "add", {}, {"o": {"x": [1]}, "l": [1, -1], "n": 2**64}))
+    assert plain(row[4]) == {"o": ("s", '{"x": [1]}'), "l": ("s", "[1, -1]"), "n": ("s", str(2**64))}

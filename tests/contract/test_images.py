@@ -3,6 +3,7 @@
 
 import asyncio
 import os
+import shutil
 import threading
 from contextlib import aclosing, asynccontextmanager
 
@@ -76,8 +77,9 @@ async def test_it_is_polled_only_while_there_is_something_to_poll(luks2_image, m
     monkeypatch.setattr(images, "look", seen)
     async with following(ManagedVolume(str(luks2_image)), poll_seconds=0.01) as reader:
         first = await reader.next(poke=False)
-        luks2_image.touch()
-        assert await reader.next(poke=False) == event(CHANGED, luks2_image, uuid=first.uuid)
+        for _ in range(3):
+            luks2_image.touch()
+            assert await reader.next(poke=False) == event(CHANGED, luks2_image, uuid=first.uuid)
         waiting = asyncio.create_task(reader.next(poke=False))  # this is what polls
         reader.watcher.configure([])
         assert await waiting == event(REMOVED, luks2_image)
@@ -102,9 +104,10 @@ async def test_a_detached_header(luks2_image, tmp_path):
         assert await reader.next() == there
 
 
-async def test_a_link_is_followed_and_may_lead_elsewhere(luks2_image, tmp_path):
+@pytest.mark.parametrize("copied", [shutil.copy, os.link])
+async def test_a_link_is_followed_and_may_lead_elsewhere(luks2_image, tmp_path, copied):
     copy = tmp_path / "copy.img"
-    copy.write_bytes(luks2_image.read_bytes())
+    copied(luks2_image, copy)
     link = tmp_path / "link"
     link.symlink_to(luks2_image)
     same = uuid(luks2_image)
@@ -124,6 +127,36 @@ async def test_what_cannot_be_a_volume_is_told_of_once_in_the_log(path, luks2_im
             luks2_image.touch()
             assert (await reader.next()).kind is CHANGED
     assert len(caplog.records) == 1
+
+
+async def test_a_file_that_changes_and_never_holds_a_volume_is_told_of_once(tmp_path, luks2_image, caplog):
+    other = tmp_path / "other"
+    async with following(ManagedVolume(str(other)), ManagedVolume(str(luks2_image))) as reader:
+        await reader.next()
+        for size in range(1, 4):
+            other.write_bytes(bytes(size))
+            luks2_image.touch()
+            assert (await reader.next()).kind is CHANGED
+    assert [record.message.rpartition(": ")[2] for record in caplog.records] == [
+        "No such file or directory",
+        "it holds no LUKS2 volume",
+    ]
+
+
+async def test_what_is_not_configured_any_more_when_it_has_been_looked_at(luks2_image, tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "LOOK_SECONDS", 0.01)
+    alive = threading.Event()
+    other = tmp_path / "other.img"
+    shutil.copy(luks2_image, other)
+
+    def read(ref: DeviceRef):
+        assert alive.wait(HANG)
+        return uuid_of(ref)
+
+    async with following(ManagedVolume(str(luks2_image)), uuid_of=read) as reader:
+        reader.watcher.configure([ManagedVolume(str(other))])
+        alive.set()
+        assert (await reader.next()).node == str(other)
 
 
 async def test_a_block_device_is_for_udev_unless_its_header_is_detached(luks2_image, tmp_path, caplog):

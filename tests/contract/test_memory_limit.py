@@ -76,7 +76,8 @@ def test_a_container_sees_a_part_of_the_tree(machine):
 @pytest.mark.parametrize("path", ["/../other", "/docker/77"])
 def test_a_group_that_is_not_in_sight_is_taken_for_the_topmost(machine, path):
     part = V2.replace(" / /sys", " /docker/7 /sys") if path.startswith("/docker") else V2
-    assert available_kib(machine(f"0::{path}", [part], **{"memory.max": GIB})) == GIB
+    limits = {"memory.max": GIB, "../other/memory.max": 1}
+    assert available_kib(machine(f"0::{path}", [part], **limits)) == GIB
 
 
 def test_a_mount_point_with_a_space(machine):

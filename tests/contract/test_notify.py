@@ -2,6 +2,7 @@
 """What the service manager hears, over a real notification socket."""
 
 import socket
+import time
 
 import pytest
 
@@ -27,8 +28,19 @@ def test_it_hears_each_state(manager):
     assert manager() == ["STATUS=rotating /dev/x"]
     service.watchdog()
     assert manager() == ["WATCHDOG=1"]
+    service.extend(1.5)
+    assert manager() == ["EXTEND_TIMEOUT_USEC=1500000"]
     service.stopping("1 job left")
     assert manager() == ["STOPPING=1", "STATUS=1 job left"]
+
+
+def test_a_reload_says_when_it_began(manager):
+    before = time.monotonic_ns() // 1000
+    ServiceManager().reloading()
+    state, began = manager()
+    assert state == "RELOADING=1"
+    name, value = began.split("=")
+    assert (name, before <= int(value) <= time.monotonic_ns() // 1000) == ("MONOTONIC_USEC", True)
 
 
 def test_a_status_cannot_smuggle_in_another_assignment(manager):
@@ -46,6 +58,8 @@ def test_without_a_manager_nothing_happens(monkeypatch, path):
     service.status("")
     service.watchdog()
     service.stopping()
+    service.reloading()
+    service.extend(1)
 
 
 @pytest.mark.parametrize(

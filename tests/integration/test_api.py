@@ -5,12 +5,11 @@ import asyncio
 import json
 import os
 import subprocess
-from xml.etree import ElementTree
 
 import pytest
 from dbus_next.signature import Variant
 
-from luksrotd import __version__, names
+from luksrotd import names
 from tests.support import makeimage
 from tests.support.busclient import BusClient, CallFailed
 from tests.support.daemon_process import (
@@ -26,7 +25,6 @@ from tests.support.daemon_process import (
     start,
     take_key,
 )
-from tests.support.testbed import PROJECT
 
 pytestmark = pytest.mark.asyncio
 DEVICE, JOB = names.DEVICE_INTERFACE, names.JOB_INTERFACE
@@ -218,38 +216,6 @@ async def test_busctl_can_do_it_all_with_key_files(daemon, client, volume, tmp_p
     assert await busctl(volume.path, DEVICE, "GetData", "sa{sv}", "backup", "0") == ['{"a": 1}']
     assert await busctl(volume.path, DEVICE, "Reconcile", "a{sv}", "0") == [[], []]
     assert (volume.opens(NEW), volume.opens(BACKUP)) == (True, False)
-
-
-def described(interface):
-    """What the XML of an interface promises, comparably."""
-    promises = set()
-    for member in interface:
-        if member.tag in ("method", "signal"):
-            default = "in" if member.tag == "method" else "out"
-            arguments = tuple(
-                (argument.get("name"), argument.get("type"), argument.get("direction", default))
-                for argument in member.findall("arg")
-            )
-            promises.add((member.tag, member.get("name"), arguments))
-        elif member.tag == "property":
-            emits = [
-                note.get("value") for note in member.findall("annotation") if note.get("name").endswith("ChangedSignal")
-            ]
-            kind = member.get("name"), member.get("type"), member.get("access")
-            promises.add((member.tag, *kind, emits[0] if emits else "true"))
-    return promises
-
-
-async def test_introspection_is_what_the_xml_says(enrolled, client):
-    job = await start(client, enrolled.path)
-    for path, name in ((names.ROOT_PATH, "Manager"), (enrolled.path, "Device"), (job, "Job")):
-        (text,) = await client.call(path, "org.freedesktop.DBus.Introspectable", "Introspect")
-        live = {node.get("name"): node for node in ElementTree.fromstring(text).findall("interface")}
-        source = ElementTree.parse(PROJECT / "dbus" / f"org.luksrotd1.{name}.xml").getroot().find("interface")
-        assert described(live[source.get("name")]) == described(source)
-        assert ("org.freedesktop.DBus.ObjectManager" in live) == (name == "Manager")
-    assert (await ended(client, job))["State"] == "finished"
-    assert await client.get(names.ROOT_PATH, names.MANAGER_INTERFACE, "Version") == __version__
 
 
 async def test_a_jobs_life_on_the_bus_is_told_once_and_in_order(enrolled, client):

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Many jobs at once: volumes side by side, one volume in order, nobody in the way of others; and how far they are."""
 
+import signal
+
 import pytest
 from dbus_next.signature import Variant
 
 from luksrotd import names
 from luksrotd.service.progress import Stage, fraction
 from tests.support.busclient import BusClient, CallFailed
-from tests.support.daemon_process import BACKUP, appeared, disk, ended, reached, start
+from tests.support.daemon_process import BACKUP, appeared, disk, ended, reached, running, start
 
 pytestmark = pytest.mark.asyncio
 DEVICE, JOB = names.DEVICE_INTERFACE, names.JOB_INTERFACE
@@ -79,6 +81,24 @@ async def test_a_user_cannot_take_all_places(daemon, client, volume, nobody, rul
     jobs.append(await start(client, volume.path, "Enroll", new=BACKUP))
     await cancel(client, slow)
     assert [(await ended(client, job))["State"] for job in jobs] == ["finished"] * 3
+
+
+async def test_memory_admits_key_derivations_and_more_of_it_more(bed, client, volume, other, tmp_path):
+    """Each takes 64 MiB for argon2, and as much for the worker."""
+    argon2 = {"pbkdf": Variant("s", "argon2id"), "pbkdf-memory": Variant("u", 64 * 1024), **SLOW}
+    config = tmp_path / "luksrotd.conf"
+    config.write_text("[Limits]\nMemoryMax=250M\n")
+    async with running(bed, client, config=str(tmp_path)) as daemon:
+        for path in (volume.path, other.path):
+            await appeared(client, path)
+        jobs = [await start(client, path, "Enroll", new=BACKUP, **argon2) for path in (volume.path, other.path)]
+        await reached(client, jobs[0], Stage="deriving")
+        assert await state(client, jobs[1]) == "queued"
+        config.write_text("[Limits]\nMemoryMax=260M\n")
+        daemon.process.send_signal(signal.SIGHUP)
+        await reached(client, jobs[1], Stage="deriving")
+        for job in jobs:
+            assert (await cancel(client, job))["State"] == "cancelled"
 
 
 async def test_progress_moves_while_keys_are_derived(daemon, client, volume):

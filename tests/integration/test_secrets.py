@@ -11,10 +11,25 @@ from dbus_next.signature import Variant
 from luksrotd import names
 from tests.bus.monitor import Monitor
 from tests.integration.test_jobs import SLOW, until
-from tests.support.daemon_process import BACKUP, NEW, OLD, appeared, ended, reached, running, start, take_key
+from tests.support import makeimage, tokenplugin
+from tests.support.daemon_process import (
+    BACKUP,
+    FAST,
+    NEW,
+    OLD,
+    appeared,
+    disk,
+    ended,
+    memfd,
+    reached,
+    running,
+    start,
+    take_key,
+)
 
 pytestmark = pytest.mark.asyncio
 WRONG = b"planted-wrong-secret-1234"
+PIN, STORED = b"planted-pin-271828", b"planted-credential-161803"
 WITNESS = "planted-witness-in-the-data"
 """Not secret: it must be found, or the search would find nothing at all."""
 
@@ -42,45 +57,68 @@ def files(*directories):
                     continue
 
 
-async def test_no_secret_leaves_a_trace(bed, client, volume, tmp_path):
+@pytest.fixture
+def credentials(tmp_path_factory):
+    """A directory of them; not in ``tmp_path``, which is searched."""
+    directory = tmp_path_factory.mktemp("credentials")
+    (directory / "stored").write_bytes(STORED)
+    return {"CREDENTIALS_DIRECTORY": str(directory)}
+
+
+@pytest.fixture
+def volume(bed, token_plugin):
+    """One with a token that gives its passphrase, for a PIN; neither is to be read from it in plain."""
+    body = tokenplugin.token(OLD, pin=PIN)
+    with disk(bed, "tokened", prepare=lambda image: makeimage.import_token(image, body, 0)) as volume:
+        yield volume
+
+
+async def test_no_secret_leaves_a_trace(bed, client, volume, credentials, tmp_path):
     go, there = tmp_path / "go", tmp_path / "there"
     seen, generated = {}, b""
-    async with Monitor() as monitor:
-        async with running(bed, client, hold=16, reached=str(there), go=str(go)) as daemon:
-            await appeared(client, volume.path)
-            data = {"data": Variant("s", json.dumps({"note": WITNESS}))}
-            await ended(client, await start(client, volume.path, "Enroll", new=BACKUP, **data))
-            assert (await ended(client, await start(client, volume.path, old=WRONG)))["State"] == "failed"
-            # While a key is being derived, both secrets are in the worker.
-            job = await start(client, volume.path, **SLOW)
-            await reached(client, job, Stage="deriving")
-            seen["deriving"] = processes()
-            await client.call(job, names.JOB_INTERFACE, "Cancel", "a{sv}", [{}])
-            await ended(client, job)
-            # While the commit is held in the middle of its writes.
-            job = await start(client, volume.path, new=NEW)
-            await until(there.exists)
-            seen["committing"] = processes()
-            in_files = dict(files(bed.dir.parent))
-            go.touch()
-            assert (await ended(client, job))["State"] == "finished"
-            job = await start(client, volume.path, new=None)
-            await reached(client, job, Stage="delivering")
-            seen["delivering"] = processes()
-            generated = await take_key(client, job)
-            assert (await ended(client, job))["State"] == "finished"
-            (kept,) = await client.call(volume.path, names.DEVICE_INTERFACE, "GetData", "sa{sv}", ["", {}])
-            assert json.loads(kept) == {"note": WITNESS}
-            seen["running"] = {str(daemon.pid): processes()[str(daemon.pid)]}
-            log = daemon.log
-        bodies = [repr((message.body, message.error_name, message.member)) for message in monitor.messages]
-        named = [name_of(fd) for message in monitor.messages for fd in message.unix_fds]
-        for message in monitor.messages:
-            for fd in message.unix_fds:
-                os.close(fd)
-    secrets = (OLD, BACKUP, NEW, WRONG, generated)
+    faults = {"hold": 16, "reached": str(there), "go": str(go)}
+    async with Monitor() as monitor, running(bed, client, environment=credentials, **faults) as daemon:
+        await appeared(client, volume.path)
+        data = {"data": Variant("s", json.dumps({"note": WITNESS}))}
+        await ended(client, await start(client, volume.path, "Enroll", new=BACKUP, **data))
+        assert (await ended(client, await start(client, volume.path, old=WRONG)))["State"] == "failed"
+        # While a key is being derived, both secrets are in the worker.
+        job = await start(client, volume.path, **SLOW)
+        await reached(client, job, Stage="deriving")
+        seen["deriving"] = processes()
+        await client.call(job, names.JOB_INTERFACE, "Cancel", "a{sv}", [{}])
+        await ended(client, job)
+        # While the commit is held in the middle of its writes.
+        job = await start(client, volume.path, new=NEW)
+        await until(there.exists)
+        seen["committing"] = processes()
+        in_files = dict(files(bed.dir.parent))
+        go.touch()
+        assert (await ended(client, job))["State"] == "finished"
+        job = await start(client, volume.path, new=None)
+        await reached(client, job, Stage="delivering")
+        seen["delivering"] = processes()
+        generated = await take_key(client, job)
+        assert (await ended(client, job))["State"] == "finished"
+        seen["asking"] = await rotated_by_token(client, volume)
+        assert volume.opens(STORED)
+        (kept,) = await client.call(volume.path, names.DEVICE_INTERFACE, "GetData", "sa{sv}", ["", {}])
+        assert json.loads(kept) == {"note": WITNESS}
+        seen["running"] = {str(daemon.pid): processes()[str(daemon.pid)]}
+        log = daemon.log
     assert len(generated) == 71
+    check(monitor, daemon, log, seen, in_files | dict(files(bed.dir.parent, tmp_path)), generated)
+    assert volume.headers()
 
+
+def check(monitor, daemon, log, seen, in_files, generated):
+    """It is in none of these."""
+    secrets = (OLD, BACKUP, NEW, WRONG, generated, PIN, STORED)
+    bodies = [repr((message.body, message.error_name, message.member)) for message in monitor.messages]
+    named = [name_of(fd) for message in monitor.messages for fd in message.unix_fds]
+    for message in monitor.messages:
+        for fd in message.unix_fds:
+            os.close(fd)
     dump = "\n".join(bodies)
     assert WITNESS in dump, "the monitor sees bodies"
     assert any("test-secret" in name for name in named), "and descriptors"
@@ -96,13 +134,34 @@ async def test_no_secret_leaves_a_trace(bed, client, volume, tmp_path):
     assert any(b"luksrotd.worker" in text for text in seen["deriving"].values()), "the worker was looked at"
 
     assert "cannot unlock" in log or "WrongCredential" in log or "credential" in log, "failures are logged"
-    in_files |= dict(files(bed.dir.parent, tmp_path))
     journals = [text for path, text in in_files.items() if "journal" in str(path) and b"key rotated" in text]
     assert journals, "the journal was looked at"
     for path, text in in_files.items():
         assert not [secret for secret in secrets if secret in text], path
     assert not [secret for secret in secrets if secret.decode() in log]
-    assert volume.headers()
+
+
+async def rotated_by_token(client, volume):
+    """By a token with its PIN, for a credential of the service; the processes while that was in the worker."""
+    job = await rotate_by_token(client, volume, PIN, **SLOW)
+    await reached(client, job, Stage="deriving")
+    seen = processes()
+    await client.call(job, names.JOB_INTERFACE, "Cancel", "a{sv}", [{}])
+    assert (await ended(client, job))["State"] == "cancelled"
+    for pin, state in ((WRONG, "failed"), (PIN, "finished")):
+        assert (await ended(client, await rotate_by_token(client, volume, pin)))["State"] == state
+    return seen
+
+
+async def rotate_by_token(client, volume, pin, **options):
+    credential = {"token": Variant("i", -1), "pin-fd": Variant("h", 0)}
+    body = ["", credential, {"credential": Variant("s", "stored")}, {**FAST, **options}]
+    fd = memfd(pin)
+    try:
+        (job,) = await client.call(volume.path, names.DEVICE_INTERFACE, "Rotate", "sa{sv}a{sv}a{sv}", body, fds=[fd])
+    finally:
+        os.close(fd)
+    return job
 
 
 def name_of(fd):

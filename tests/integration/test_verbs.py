@@ -3,6 +3,7 @@
 
 import json
 import os
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from luksrotd.luks2.pair import parse_pair
 from luksrotd.rotation.view import view
 from tests.support import makeimage
 from tests.support.busclient import CallFailed
-from tests.support.daemon_process import BACKUP, FAST, NEW, OLD, appeared, disk, ended, memfd, settled, start
+from tests.support.daemon_process import BACKUP, FAST, NEW, OLD, appeared, disk, ended, memfd, running, settled, start
 
 pytestmark = pytest.mark.asyncio
 DEVICE, MANAGER = names.DEVICE_INTERFACE, names.MANAGER_INTERFACE
@@ -81,6 +82,14 @@ def overwrite(volume, offset, data):
     with Path(volume.node).open("r+b") as node:
         os.pwrite(node.fileno(), data, offset)
         os.fsync(node.fileno())
+
+
+def forget(volume):
+    """Let the staged key have expired, years ago."""
+    tokens = volume.metadata()["tokens"].items()
+    number, token = next((number, token) for number, token in tokens if token["state"] == "staged")
+    makeimage.run("token", "remove", "--token-id", number, volume.node)
+    makeimage.import_token(volume.node, {**token, "expires_at": "2020-01-01T00:00:00Z"}, int(number))
 
 
 async def test_a_rotation_in_two_steps(enrolled, client):
@@ -238,11 +247,7 @@ async def test_what_cannot_be_asked_for(enrolled, client):
 
 async def test_staged_keys_that_have_expired_go_on_request(enrolled, client):
     assert (await ended(client, await start(client, enrolled.path, "Stage")))["State"] == "finished"
-    (number, token), *_ = (
-        (number, token) for number, token in enrolled.metadata()["tokens"].items() if token["state"] == "staged"
-    )
-    makeimage.run("token", "remove", "--token-id", number, enrolled.node)
-    makeimage.import_token(enrolled.node, {**token, "expires_at": "2020-01-01T00:00:00Z"}, int(number))
+    forget(enrolled)
     found, left = await client.call(enrolled.path, DEVICE, "Reconcile", "a{sv}", [{}])
     assert [row[:2] for row in left] == [["staged-expired", "person"]]
     options = {"retire-expired": Variant("b", True)}
@@ -253,6 +258,26 @@ async def test_staged_keys_that_have_expired_go_on_request(enrolled, client):
     found, left = await client.call(enrolled.path, DEVICE, "Reconcile", "a{sv}", [options])
     assert ([row[:2] for row in found], left) == ([["staged-expired", "repair"]], [])
     assert (enrolled.opens(NEW), enrolled.opens(BACKUP)) == (False, True)
+
+
+async def test_what_the_configuration_says_holds_where_the_caller_says_nothing(bed, client, volume, tmp_path):
+    """Key derivation, and when a staged key expires; such a key goes when its volume is seen again."""
+    text = "[KeyDerivation]\nType=pbkdf2\nIterations=1234\n[Staged]\nExpire=1h\nRetireExpired=yes\n"
+    (tmp_path / "luksrotd.conf").write_text(text)
+    async with running(bed, client, config=str(tmp_path)):
+        await appeared(client, volume.path)
+        await done(client, volume, "Enroll", KEY, ["", fd(0), fd(1), {}], OLD, BACKUP)
+        await done(client, volume, "Stage", KEY, ["", fd(0), fd(1), {}], OLD, NEW)
+        keyslots = volume.metadata()["keyslots"]
+        assert [keyslots[number]["kdf"].get("iterations") for number in ("1", "2")] == [1234, 1234]
+        _, staged = await keys(client, volume)
+        rotated, expires = (datetime.fromisoformat(staged[name]) for name in ("rotated-at", "expires-at"))
+        assert expires - rotated == timedelta(hours=1)
+    forget(volume)
+    assert volume.opens(NEW)
+    async with running(bed, client, config=str(tmp_path)):
+        await settled(client, volume.path, Keyslots=[0, 1])
+    assert (volume.opens(NEW), volume.opens(BACKUP)) == (False, True)
 
 
 async def test_all_volumes_are_reconciled_at_once(bed, enrolled, client):

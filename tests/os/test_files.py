@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from luksrotd import names
+from luksrotd.daemon import EXIT_CONFIG
 
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = ("luksrotd.service", "luksrotd-reconcile.service")
@@ -82,6 +83,16 @@ def test_units_name_the_bus_and_the_directories():
     assert daemon["RuntimeDirectoryPreserve"] == ["yes"]
     assert [f"/var/lib/{name}" for name in daemon["StateDirectory"]] == [names.STATE_DIRECTORY]
     assert daemon["StateDirectoryMode"] == ["0700"]
+    assert [f"/etc/{name}/luksrotd.conf" for name in daemon["ConfigurationDirectory"]] == [names.CONFIG_FILE]
+    assert [f"/etc/{name}/luksrotd.conf.d" for name in daemon["ConfigurationDirectory"]] == [
+        names.CONFIG_DIRECTORIES[-1]
+    ]
+
+
+def test_a_reload_is_a_hangup_and_a_bad_configuration_is_not_tried_again():
+    daemon = settings("luksrotd.service")
+    assert daemon["ExecReload"] == ["kill -HUP $MAINPID"]
+    assert daemon["RestartPreventExitStatus"] == [str(EXIT_CONFIG)]
 
 
 def test_reconcile_comes_before_the_daemon_and_ends():

@@ -14,7 +14,8 @@ from luksrotd.rotation.view import view
 from luksrotd.service import actor
 from luksrotd.service.audit import Audit
 from luksrotd.service.denials import QUIET, REMEMBERED, RecordedAuthority
-from tests.service.world import OTHER_UUID, OWNER, World
+from luksrotd.service.reporter import Reporter
+from tests.service.world import NODE, OTHER_UUID, OWNER, World
 from tests.support import forge
 from tests.support.crashverbs import DESCRIBED, ORDINARY, SECRETS, VERBS
 from tests.support.simdisk import Write
@@ -187,6 +188,37 @@ def test_what_a_person_must_decide_is_recorded_when_it_is_reconciled():
         MessageId.NEEDS_PERSON, "needs-person", "keyslot-changed",
     )  # fmt: skip
     assert not [text for text in PLANTED if text in simulation.journal.text()]
+
+
+@pytest.mark.asyncio
+async def test_what_needs_a_person_when_it_comes_is_recorded_once():
+    world = World()
+    reporter = Reporter(world.volumes.audit)
+    world.registry.observe(reporter)
+    world.probe.planted[NODE] = ("xfs",)
+    async with world.running():
+        assert await needing_person(world) == ["foreign-signature"]
+        for _ in range(2):
+            world.registry.refresh(UUID)
+            assert await needing_person(world) == ["foreign-signature"]
+        world.probe.planted.clear()
+        world.registry.refresh(UUID)
+        assert await needing_person(world) == ["foreign-signature"]
+        world.probe.planted[NODE] = ("xfs",)
+        world.registry.refresh(UUID)
+        assert await needing_person(world) == ["foreign-signature"] * 2
+        volume = world.registry.get(UUID)
+        reporter.volume_changed(volume, fresh=True)
+        assert len(await needing_person(world)) == 2
+        reporter.volume_removed(volume)
+        reporter.volume_changed(volume, fresh=True)
+        assert len(await needing_person(world)) == 3
+
+
+async def needing_person(world):
+    await world.registry.settle(UUID)
+    fields = [entry.fields for entry in world.journal.entries]
+    return [one["codes"] for one in fields if one["message_id"] == MessageId.NEEDS_PERSON]
 
 
 # -- who -------------------------------------------------------------------------------------------------------

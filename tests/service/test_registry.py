@@ -244,21 +244,46 @@ async def test_a_clone_that_is_denied_does_not_count(world):
 
 async def test_a_job_is_let_end_before_its_volume_is_not_managed_any_more(world):
     async with world.running():
-        first = world.start("enroll")
-        second = world.start("rotate", new=BACKUP)
+        first, begun, go = world.start("enroll"), asyncio.Event(), asyncio.Event()
+        examine = world.volumes.examine
+
+        async def held(ref, **options):  # the end of the job, which wants the volume to be looked at
+            begun.set()
+            await go.wait()
+            return await examine(ref, **options)
+
+        world.volumes.examine = held
+        await begun.wait()
+        second = world.start("rotate")
         world.registry.configure(DeviceRules(deny=(Rule("uuid", "*"),)))
         world.watcher.put(NODE, UUID, Traits())
-        await first.wait()
+        await world.watcher.drained()
         assert UUID in world.registry.volumes
-        await second.wait()
+        with pytest.raises(UnknownDevice, match="does not admit"):
+            world.start("rotate")
+        go.set()
+        await first.wait()
+        with pytest.raises(UnknownDevice, match="does not admit"):
+            await second.wait()
         await world.seen.until("removed")
         assert not world.registry.volumes
-        assert world.opened_by(BACKUP)
+        assert world.opened_by(NEXT) == [1]
+
+
+async def test_rules_that_change_back_while_a_job_is_at_work_change_nothing(world):
+    async with world.running():
+        job = world.start("enroll")
+        world.registry.configure(DeviceRules(deny=(Rule("uuid", "*"),)))
+        world.registry.configure(DeviceRules())
+        await job.wait()
+        assert world.registry.writable(UUID)
+    assert "removed" not in world.seen.lines
 
 
 async def test_a_job_is_no_reason_to_keep_a_volume_that_was_pulled(world):
     async with world.running():
         job = world.start("enroll")
+        await asyncio.sleep(0)
         world.registry.configure(DeviceRules(deny=(Rule("uuid", "*"),)))
         world.watcher.remove(NODE)
         await world.seen.until("removed")
@@ -409,6 +434,27 @@ async def test_our_own_changes_are_not_somebody_elses(world, foreign):
             await world.start("rotate", new=NEXT).wait()
             world.watcher.put(NODE, UUID)
             await world.seen.until(f"changed {NODE}")
+        assert world.registry.get(UUID).view.digest == world.view.digest
+    assert foreign.changes == []
+
+
+async def test_what_we_write_while_a_volume_is_looked_at_is_ours(world, foreign):
+    """The look has read the header of before, and says so only when the new one is there."""
+    examine, begun, go = world.volumes.examine, asyncio.Event(), asyncio.Event()
+
+    async def held(ref, **options):
+        seen = await examine(ref, **options)
+        begun.set()
+        await go.wait()
+        return seen
+
+    async with world.running():
+        world.volumes.examine = held
+        world.watcher.put(NODE, UUID)
+        await begun.wait()
+        job = world.start("enroll")
+        job.subscribe(lambda: go.set() if job.step == "done" else None)
+        await job.wait()
         assert world.registry.get(UUID).view.digest == world.view.digest
     assert foreign.changes == []
 

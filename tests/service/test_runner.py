@@ -12,6 +12,7 @@ from luksrotd.ports import Caller
 from luksrotd.rotation.protocol import Phase
 from luksrotd.service.handover import Secrets
 from luksrotd.service.jobs import Kind, State
+from luksrotd.service.progress import Stage
 from luksrotd.service.runner import Request, Runner
 
 pytestmark = pytest.mark.asyncio
@@ -240,13 +241,13 @@ async def test_a_set_that_cannot_say_what_it_did_leaves_the_outcome_unknown(log)
 
 
 async def test_nothing_starts_while_it_drains(log):
-    runner = made(log, jobs=1)
-    jobs = [runner.submit(log.request(volume=volume)) for volume in "abc"]
-    await asyncio.sleep(0)
+    runner, states = made(log), []
+    jobs = [runner.submit(log.request(volume=volumes)) for volumes in ("a", "ab", "b")]
+    jobs[2].subscribe(lambda: states.append(jobs[2].state))
     await runner.drain()
     runner.configure(Limits())
-    assert [line for line in log.lines if line.startswith("runs")] == ["runs 1"]
     assert {job.state for job in jobs} == {State.CANCELLED}
+    assert set(states) == {State.QUEUED, State.CANCELLED}, "though its volume is free when the set is cancelled"
 
 
 # -- admission ---------------------------------------------------------------------------------------------------
@@ -302,6 +303,23 @@ async def test_users_take_turns_and_the_daemon_goes_first(log):
     log.go.set()
     await asyncio.gather(*(job.wait() for job in jobs))
     assert [line for line in log.lines if line.startswith("runs")] == [f"runs {number}" for number in (1, 5, 2, 4, 3)]
+
+
+async def test_who_waits_for_a_person_is_in_nobodys_way(log):
+    """A generated key waits for minutes until its owner has stored it."""
+    runner, stored = made(log, jobs=1, memory_kib=100), asyncio.Event()
+
+    async def generate(job):
+        job.entered(Stage.DELIVERING)
+        await stored.wait()
+
+    waiting = runner.submit(log.request(generate, volume="a", memory_kib=100))
+    jobs = [runner.submit(log.request(volume=volume, memory_kib=100)) for volume in "ab"]
+    log.go.set()
+    assert await jobs[1].wait() == 3
+    assert (waiting.state, jobs[0].state) == (State.RUNNING, State.QUEUED), "it has its volume still"
+    stored.set()
+    assert await jobs[0].wait() == 2
 
 
 # -- afterwards --------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from luksrotd.errors import (
     NeedsReconcile,
     NoFreeArea,
     Outcome,
+    StaleGeneration,
     WrongCredential,
 )
 from luksrotd.luks2.layout import Which
@@ -477,3 +478,24 @@ def test_cancelled_while_leftovers_are_finished(enrolled):
         cancelled_at(enrolled, "apply-DestroyKeyslot")
     assert [key.token.generation for key in enrolled.seen.keys] == [2]
     assert enrolled.opens(OLD) == []
+
+
+def test_steps_too_are_taken_only_at_the_sequence_number_that_was_meant():
+    volume = Stepping(make_volume([MAIN]))
+    volume.enroll()
+    here = volume.pair.winner.header.seqid
+    stepwise, before = volume.stepwise, volume.disk.content
+    for seqid in (here - 1, here + 1):
+        volume.stepwise = stepwise.at(seqid)
+        for verb in (volume.rotate, volume.stage, volume.remove, lambda: volume.enroll(name="other")):
+            with pytest.raises(StaleGeneration):
+                verb()
+        with pytest.raises(StaleGeneration):
+            run(volume.stepwise.release(volume.ref))
+    assert volume.disk.content == before
+    assert volume.pair.winner.header.seqid == here
+    volume.stepwise = stepwise.at(here)
+    volume.rotate()
+    volume.stepwise = stepwise
+    volume.rotate(new=OLD)
+    assert lineage(view(volume.pair), "backup").current.token.generation == 3

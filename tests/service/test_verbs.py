@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Every verb as a job on a simulated volume: what it does, and that it does it to the header that was meant."""
 
+import asyncio
 from contextlib import suppress
 from datetime import timedelta
 
@@ -8,6 +9,7 @@ import pytest
 
 from luksrotd.config import Config, Staged
 from luksrotd.errors import (
+    Cancelled,
     InvalidRequest,
     LastKeyslot,
     LuksrotdError,
@@ -19,6 +21,7 @@ from luksrotd.errors import (
     WrongCredential,
 )
 from luksrotd.luks2.areas import Extent
+from luksrotd.ports import DeviceRef
 from luksrotd.rotation.edits import NEW, UNLOCK, VOLUME_KEY, Pbkdf
 from luksrotd.rotation.token import KeyState
 from luksrotd.service import jobs, verbs
@@ -30,6 +33,7 @@ from tests.service.world import BACKUP, FAST, NEXT, NODE, OLD, OTHER_UUID, OWNER
 from tests.support import forge
 from tests.support.simdisk import SimDisk
 from tests.support.simengine import VOLUME_KEY_CONTENT, make_volume
+from tests.support.simlocks import Level
 
 pytestmark = pytest.mark.asyncio
 DATA = {"escrow": "vault/4711"}
@@ -187,6 +191,24 @@ async def test_every_verb_refuses_a_volume_that_is_there_twice(kind):
                 await world.operations.plan(UUID, planned, Wanted())
     assert not world.disk.log
     assert not twin.log
+
+
+async def test_a_verification_ends_when_nobody_waits_for_it():
+    world = World()
+    async with world.running():
+        await prepare(world, Kind.ROTATE)
+        held = world.devices.open(DeviceRef(NODE))
+        with world.locks.held_elsewhere(Level.METADATA, held, exclusive=True):
+            secrets = world.secrets(**{UNLOCK: BACKUP})
+            waiting = asyncio.create_task(world.operations.verify(UUID, OWNER, "backup", secrets, world.gone.wait))
+            await asyncio.sleep(0)
+            assert world.runner.busy(UUID)
+            world.gone.set()
+            with pytest.raises(Cancelled, match="caller is gone"):
+                async with asyncio.timeout(10):
+                    await waiting
+        held.close()
+        assert not world.runner.busy(UUID)
 
 
 async def test_a_job_says_how_much_memory_it_needs(monkeypatch):
@@ -356,6 +378,26 @@ async def test_a_plan_is_refused_as_the_verb_is(kind):
                 await world.registry.settle(UUID)
 
 
+async def test_a_plan_tells_of_a_token_what_everybody_may_see():
+    world = World()
+    async with world.running():
+        await prepare(world, Kind.STAGE)
+        await begin(world, Kind.STAGE).wait()
+        planned = await world.operations.plan(UUID, Kind.FINISH, Wanted(data=DATA))
+        (staged,) = (one for one in planned.differences if (one.what, one.how) == ("token", "change"))
+        common = {"type": "luksrotd", "keyslots": [2], "name": "backup", "generation": 2, "adopted": False}
+        common |= {"wipe-pending": False, "rotated-at": "2026-01-01T00:00:00Z"}
+        assert staged.before == {**common, "state": "staged", "expires-at": "2026-01-31T00:00:00Z"}
+        assert staged.after == {**common, "state": "active"}
+        for data, given in ((DATA, {"data-given": True}), (None, {})):
+            planned = await world.operations.plan(UUID, Kind.ENROLL, Wanted("other", data))
+            (added,) = (one for one in planned.differences if one.what == "token")
+            assert added.before == {}
+            assert (
+                added.after == {**common, "keyslots": [3], "name": "other", "generation": 1, "state": "active"} | given
+            )
+
+
 async def test_a_plan_says_what_must_come_first():
     world = World()
     async with world.running():
@@ -443,6 +485,19 @@ async def test_when_a_volume_appears_expired_keys_are_aborted_if_that_is_configu
             await job.wait()
         assert bool(again.opened_by(NEXT)) is not retire
         assert [job.kind for job in started.jobs] == [Kind.RECONCILE] * retire
+
+
+async def test_expired_keys_of_a_volume_that_is_there_twice_are_left_alone():
+    world = World()
+    async with world.running():
+        await prepare(world, Kind.FINISH)
+    disks = [SimDisk(world.disk.content, path=path) for path in (NODE, "/dev/sim1")]
+    again = World(disks=disks)
+    again.clock.advance(timedelta(days=31))
+    again.operations.configure(Config(staged=Staged(retire_expired=True)))
+    async with again.running():
+        assert again.registry.get(UUID).ambiguous
+    assert not [operation for disk in disks for operation in disk.log]
 
 
 class Started:

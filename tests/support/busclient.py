@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -52,7 +53,8 @@ class BusClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bus.disconnect()  # type: ignore[no-untyped-call] # of dbus-next
-        await self.bus.wait_for_disconnect()  # type: ignore[no-untyped-call] # of dbus-next
+        with suppress(EOFError, OSError):  # the bus was ended before
+            await self.bus.wait_for_disconnect()  # type: ignore[no-untyped-call] # of dbus-next
         self.bus._stream.close()
         self.bus._sock.close()
 

@@ -6,6 +6,7 @@ The product has no hooks for this; the devices that it works with are wrapped.  
 ``{"kill": N, "when": "before" | "after"}``  SIGKILL at the N-th (from 0) write or flush of the process
 ``{"hold": N, "reached": FILE, "go": FILE}``  before the N-th, make FILE and wait until the other is there
 ``{"prefix": TEXT}``                          with either: see only loop devices of images that are named so
+``{"config": DIRECTORY}``                     with either: luksrotd.conf, and luksrotd.conf.d in it
 """
 
 import json
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from luksrotd import daemon
+from luksrotd.configfile import parse
+from luksrotd.host import configfiles
 from luksrotd.ports import DeviceEvent, DeviceRef, Devices, HeaderDevice, Watcher, WatchEvent
 
 
@@ -115,9 +118,11 @@ def main(argument: str) -> int:
     """Run the daemon with that fault."""
     plan = json.loads(argument)
     fault = Fault(plan)
+    config = plan.get("config", "/nonexistent")
     decorators = daemon.Decorators(
         devices=lambda devices: FaultyDevices(devices, fault),
         watcher=lambda watcher: OwnLoops(watcher, plan["prefix"]),
+        configuration=lambda: parse(configfiles.read(f"{config}/luksrotd.conf", [f"{config}/luksrotd.conf.d"])),
     )
     return daemon.launch(decorators)
 

@@ -5,6 +5,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -110,6 +111,25 @@ class SimHistory:
             and (query.until is None or entry.time < query.until)
         ]
         return found[max(0, len(found) - query.limit) :]
+
+
+class SimInhibitor:
+    """``ports.Inhibitor`` that notes what happens to it, and whatever else is put into ``events``."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.now = 0
+
+    @asynccontextmanager
+    async def held(self, why: str) -> AsyncIterator[None]:
+        """Take it, and let it go in the end."""
+        self.now += 1
+        self.events.append(f"taken: {why}")
+        try:
+            yield
+        finally:
+            self.now -= 1
+            self.events.append("released")
 
 
 class SimInventories:

@@ -20,7 +20,7 @@ from luksrotd.service.transaction import Committed
 from luksrotd.service.volume import KeyChange, Volumes
 from tests.support.simdisk import SimDevices, SimDisk
 from tests.support.simengine import VOLUME_KEY_CONTENT, SimEngine
-from tests.support.simhost import SimClock, SimEntropy, SimInventories, SimJournal, SimProbe
+from tests.support.simhost import SimClock, SimEntropy, SimInhibitor, SimInventories, SimJournal, SimProbe
 from tests.support.simlive import SimLive
 from tests.support.simlocks import SimLocks
 from tests.support.simshadow import SimShadows
@@ -44,6 +44,7 @@ class Simulation:
         self.devices = SimDevices(self.disk)
         self.clock = SimClock()
         self.inventories = SimInventories()
+        self.inhibitor = SimInhibitor()
         self.host = Host(
             self.devices,
             self.locks,
@@ -54,6 +55,7 @@ class Simulation:
             self.clock,
             self.journal,
             self.inventories,
+            self.inhibitor,
         )
         self.volumes = Volumes(self.host)
         self.live = SimLive(self.engine, self.devices, self.locks)

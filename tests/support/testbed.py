@@ -32,6 +32,7 @@ from tests.support.polkit_agent import Agent
 PROJECT = Path(__file__).resolve().parents[2]
 START_SECONDS = 20.0
 BUS_SOCKET = Path("/run/dbus/system_bus_socket")
+BUS_ARGV = ["dbus-daemon", "--system", "--nofork", "--nopidfile", "--nosyslog"]
 RULES_DIRECTORY = Path("/etc/polkit-1/rules.d")
 ACTIONS_DIRECTORY = Path("/usr/share/polkit-1/actions")
 JOURNALD_CONF = "[Journal]\nStorage=volatile\nReadKMsg=no\nAudit=no\nRateLimitBurst=0\nForwardToSyslog=no\n"
@@ -118,6 +119,19 @@ class TestBed:
         if self._polkitd:
             self._wait("polkit rules", lambda: marker in self.log("polkitd"), self._polkitd)
 
+    def kill_bus(self) -> None:
+        """Kill dbus-daemon, as a crash of it would; polkitd ends with it.  Nothing starts it again."""
+        self._bus.kill()
+        self._bus.wait()
+        self.end(self._bus)
+        BUS_SOCKET.unlink()
+        self.stop_polkitd()
+
+    def start_bus(self) -> None:
+        """Start it again, at the same address, and polkitd."""
+        self._bus = self._start("dbus-daemon", BUS_ARGV, BUS_SOCKET.exists)
+        self.start_polkitd()
+
     def stop_polkitd(self) -> None:
         """End polkitd; nothing activates it again."""
         if self._polkitd:
@@ -182,8 +196,7 @@ class TestBed:
         address = os.environ.pop("DBUS_SYSTEM_BUS_ADDRESS", None)
         if address is not None:
             self._stack.callback(os.environ.__setitem__, "DBUS_SYSTEM_BUS_ADDRESS", address)
-        argv = ["dbus-daemon", "--system", "--nofork", "--nopidfile", "--nosyslog"]
-        self._bus = self._start("dbus-daemon", argv, BUS_SOCKET.exists)
+        self._bus = self._start("dbus-daemon", BUS_ARGV, BUS_SOCKET.exists)
 
     def _start(self, name: str, argv: list[str], ready: Callable[[], bool]) -> subprocess.Popen[Any]:
         with (self.dir / f"{name}.log").open("wb") as log:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The schedule: every decision, and what holds for any history."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -115,6 +117,21 @@ def test_the_daemon_goes_first_but_not_on_a_volume():
     assert started([], entries("0a", ANN) + entries("1a", None)) == [0]
 
 
+def test_one_user_leaves_a_place_to_the_others():
+    limits = Limits(jobs=3)
+    assert started([], entries("0a 1b 2c", ANN), limits) == [0, 1]
+    assert started(entries("8x 9y", ANN), entries("0a", ANN) + entries("1b", BEN), limits) == [1]
+    for owner in (ROOT, None):
+        assert started([], entries("0a 1b 2c", owner), limits) == [0, 1, 2]
+    assert started([], entries("0a", ANN), Limits(jobs=1)) == [0]
+
+
+def test_who_waits_for_a_person_has_its_volumes_and_nothing_else():
+    waiting = [replace(one, idle=True) for one in entries("7x:100 8y:100 9z:100", ANN)]
+    assert started(waiting, entries("0a:60 1b:40 2x", BEN), Limits(jobs=3, memory_kib=100)) == [0, 1]
+    assert started(waiting, entries("0x")) == []
+
+
 # -- who is not taken --------------------------------------------------------------------------------------------
 
 
@@ -199,6 +216,11 @@ class World:
         self.settle()
         return new
 
+    def idle(self, at: int) -> None:
+        at %= len(self.running)
+        self.running[at] = replace(self.running[at], idle=True)
+        self.settle()
+
     def end(self, at: int) -> None:
         del self.running[at % len(self.running)]
         self.settle()
@@ -216,11 +238,12 @@ class World:
     def check(self) -> None:
         """The bounds."""
         limits = self.limits
-        assert len(self.running) <= limits.jobs
+        at_work = [entry for entry in self.running if not entry.idle]
+        assert len(at_work) <= limits.jobs
         volumes = [volume for entry in self.running for volume in entry.volumes]
         assert len(volumes) == len(set(volumes))
-        used = sum(entry.memory_kib for entry in self.running)
-        assert used <= limits.memory_kib or len(self.running) == 1 or max(e.memory_kib for e in self.running) == used
+        used = sum(entry.memory_kib for entry in at_work)
+        assert used <= limits.memory_kib or max(entry.memory_kib for entry in at_work) == used
         waiting = [entry for entry in self.queued if entry.owner is not None]
         assert len(waiting) <= limits.waiting
         for volume in set().union(*(entry.volumes for entry in waiting)):
@@ -229,14 +252,14 @@ class World:
             assert sum(e.owner == owner for e in (*self.running, *self.queued)) <= limits.jobs_per_user
 
 
-@given(st.lists(st.tuples(JOBS, st.none() | st.integers(0, 3)), max_size=60))
+@given(st.lists(st.tuples(JOBS, st.sampled_from(["", "end", "idle"]), st.integers(0, 3)), max_size=60))
 def test_any_history_is_bounded_and_in_order_and_ends(history):
     """Every job that was taken runs once, and those of a volume in the order in which they came."""
     world = World()
-    for job, end in history:
+    for job, then, which in history:
         world.arrive(*job)
-        if end is not None and world.running:
-            world.end(end)
+        if then and world.running:
+            getattr(world, then)(which)
     while world.running:
         world.end(0)
     assert sorted(world.started, key=lambda entry: entry.number) == world.taken

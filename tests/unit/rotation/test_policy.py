@@ -14,6 +14,7 @@ from luksrotd.errors import (
     NoFreeArea,
     NoFreeKeyslot,
     RequirementsPresent,
+    StaleGeneration,
     UnknownKey,
 )
 from luksrotd.luks2 import layout
@@ -196,6 +197,15 @@ def test_a_pending_wipe_is_finished_first(ask):
     image = forge.with_token(PLAIN, 1, wipe=forge.intent(Extent(45056, 4096)))
     with pytest.raises(NeedsReconcile, match="not been wiped"):
         ask(image)
+
+
+def test_a_caller_who_has_seen_another_header_is_refused():
+    seen = forge.view_of(PLAIN)
+    for seqid in (None, seen.seqid):
+        policy.check_sequence(seen, seqid)
+    for seqid in (seen.seqid - 1, seen.seqid + 1, 0):
+        with pytest.raises(StaleGeneration, match=f"sequence number {seen.seqid}, not {seqid}"):
+            policy.check_sequence(seen, seqid)
 
 
 def test_foreign_signatures_are_named():
