@@ -193,9 +193,10 @@ async def test_a_volume_that_comes_while_there_is_no_bus(bed, volume, restart):
 
 
 async def test_without_a_bus_it_still_stops(bed, volume, restart):
-    async with managed(bed) as daemon:
+    async with managed(bed, environment={"WATCHDOG_USEC": "40000"}) as daemon:
         async with Before(volume):
             await restart(daemon)
+        await daemon.manager.hears("WATCHDOG=1")
         daemon.terminate()
         assert await daemon.ended() == 0
         assert "Traceback" not in daemon.log
