@@ -4,7 +4,6 @@
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import gi
@@ -31,8 +30,7 @@ class Client:
 
     def start(self, device: str, method: str, secrets: list[str]) -> str:
         """Enroll or Rotate; the path of the job."""
-        files = [Path(secret).open("rb") for secret in secrets]
-        fds = Gio.UnixFDList.new_from_array([os.dup(file.fileno()) for file in files])
+        fds = Gio.UnixFDList.new_from_array([os.open(secret, os.O_RDONLY) for secret in secrets])
         described = [{"fd": GLib.Variant("h", index)} for index in range(2)]
         body = GLib.Variant("(sa{sv}a{sv}a{sv})", ("", *described, FAST))
         reply, _ = self.manager.get_connection().call_with_unix_fd_list_sync(
@@ -62,9 +60,9 @@ def main() -> None:
     jobs = [client.start(device, "Enroll", [old, backup]), client.start(device, "Rotate", [old, new])]
     results = [client.cached(job, f"{NAME}.Job", "Result") for job in jobs]
     try:
-        client.start(device, "Rotate", [old, "/"])
-    except (GLib.Error, IsADirectoryError) as error:
-        failure = type(error).__name__
+        client.manager.get_object(device).get_interface(f"{NAME}.Device").GetData("(sa{sv})", "none", {})
+    except GLib.Error as error:
+        failure = Gio.DBusError.get_remote_error(error)
     keys = client.cached(device, f"{NAME}.Device", "Keys")
     print(json.dumps({"before": before, "jobs": jobs, "results": results, "seen": client.seen, "keys": keys,
                       "failure": failure}))  # fmt: skip

@@ -33,7 +33,11 @@ class Client:
         """Enroll or Rotate; the Result of the job."""
         # jeepney compares the sender with a message's own, which is a unique name: that is for the bus to do.
         Proxy(message_bus, self.bus).AddMatch(MatchRule(type="signal", sender=NAME, interface=f"{NAME}.Job"))
-        with self.bus.filter(MatchRule(type="signal", interface=f"{NAME}.Job", member="Completed")) as ended, Path(secrets[0]).open("rb") as old, Path(secrets[1]).open("rb") as new:
+        with (
+            self.bus.filter(MatchRule(type="signal", interface=f"{NAME}.Job", member="Completed")) as ended,
+            Path(secrets[0]).open("rb") as old,
+            Path(secrets[1]).open("rb") as new,
+        ):
             body = ("", {"fd": ("h", old)}, {"fd": ("h", new)}, FAST)
             (job,) = self.call(device, f"{NAME}.Device", method, "sa{sv}a{sv}a{sv}", body)
             self.seen.append(list(self.bus.recv_until_filtered(ended, timeout=60).body))

@@ -10,8 +10,8 @@ The process that enters it moves into a mount namespace of its own, so it and al
 with the distribution's dbus-daemon (stock ``system.conf``, at the standard address), polkitd, systemd-udevd and
 systemd-journald in it, this project's bus policy and polkit actions, and no bus activation.  Needs root, not PID 1.
 
-With ``LUKSROTD_TEST_BUS=dbus-broker`` in the environment the bus is dbus-broker, which packaging/install-deps unpacks: its
-package, installed, would be the machine's own bus.
+With ``LUKSROTD_TEST_BUS=dbus-broker`` in the environment the bus is dbus-broker, which packaging/install-deps unpacks:
+its package, installed, would be the machine's own bus.
 
 What cannot be private: loop devices, /dev and uevents are the machine's.  Where a udevd already runs it is used.
 """
