@@ -247,6 +247,8 @@ async def test_its_time_is_up():
     async with scene.running():
         mine = await scene.begin(seconds=0.01)
         assert mine.terms.seconds == 0.01
+        timers = asyncio.get_running_loop()._scheduled
+        assert [timer.when() for timer in timers if timer._callback == mine.leave] == [mine.terms.deadline]
         await scene.ended.wait()
         with pytest.raises(Cancelled, match="time of the transaction is up"):
             mine.plan()
@@ -478,7 +480,7 @@ async def test_a_credential_waits_its_turn_and_costs_as_much_as_any_other_job():
         jobs = [scene.start("enroll", name=name) for name in "ab"]
         with pytest.raises(Busy, match="1 jobs are waiting"):
             await scene.unlock(mine, b"not tried")
-        mine.set_token(TOKEN)
+        await scene.add(mine)
         with pytest.raises(Busy, match="1 jobs are waiting"):
             mine.commit()
         assert (mine.state, mine.unlocked) == (State.OPEN, True)
@@ -486,6 +488,7 @@ async def test_a_credential_waits_its_turn_and_costs_as_much_as_any_other_job():
             scene.runner.cancel(job)
         await asyncio.wait([asyncio.ensure_future(job.wait()) for job in jobs])
         await mine.commit().wait()
+    assert scene.opened_by(NEXT), "its secret was still there"
 
 
 @pytest.mark.parametrize("ending", ENDS)
@@ -576,6 +579,37 @@ async def test_it_is_committed_once():
             await scene.unlock(mine)
         await job.wait()
     assert len(scene.view.metadata.tokens) == 1
+
+
+async def test_a_keyslot_whose_secret_comes_after_the_commit_is_too_late():
+    scene = Scene()
+    async with scene.running():
+        mine = await scene.begin()
+        mine.set_token(TOKEN)
+        scene.keeper.go.clear()
+        adding = asyncio.ensure_future(scene.add(mine))
+        await turns()
+        job = mine.commit()
+        scene.keeper.go.set()
+        with pytest.raises(InvalidRequest, match="being committed"):
+            await adding
+        await job.wait()
+        await turns()
+        scene.check_nothing_is_left()
+
+
+async def test_a_volume_of_which_a_copy_appears_is_not_written():
+    scene = Scene()
+    async with scene.running():
+        mine = await scene.begin()
+        mine.set_token(TOKEN)
+        scene.watcher.put("/dev/sim1", UUID)
+        await turns(20)
+        with pytest.raises(NeedsPerson):
+            mine.commit()
+        scene.watcher.remove("/dev/sim1")
+        await turns(20)
+        await mine.commit().wait()
 
 
 async def test_of_two_on_one_volume_the_second_commit_is_a_conflict():
