@@ -227,6 +227,7 @@ class Daemon:
     async def _follow(self) -> None:
         await self._images.ready()
         try:
+            await self._images.ready()
             await self._registry.run()
         except* LuksrotdError as errors:
             for error in errors.exceptions:
