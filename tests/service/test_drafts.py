@@ -5,6 +5,7 @@ import asyncio
 import json
 import os
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 
 import pytest
 
@@ -24,7 +25,7 @@ from luksrotd.errors import (
     UnknownDevice,
     WrongCredential,
 )
-from luksrotd.ports import Caller, GenerateInto, SecretFd
+from luksrotd.ports import Caller, GenerateInto, SecretFd, TokenSource
 from luksrotd.rotation.edits import NEW, UNLOCK
 from luksrotd.service.drafts import MAX_SECONDS, Drafts
 from luksrotd.service.handover import Handover, Secrets
@@ -36,6 +37,7 @@ from luksrotd.service.progress import Stage
 from luksrotd.service.runner import Runner
 from luksrotd.service.schedule import Limits as JobLimits
 from tests.service.world import FAST, NEXT, NODE, OLD, OWNER, UUID, Key, World, is_open
+from tests.support import forge, tokenplugin
 from tests.support.simengine import VOLUME_KEY_CONTENT, make_volume
 from tests.support.simkeeper import SimKeeper
 from tests.support.simlocks import Level
@@ -440,6 +442,22 @@ async def test_secrets_may_come_by_pipes_though_they_are_read_twice():
         mine = await scene.begin()
         await mine.unlock(scene.secret(UNLOCK, OLD, pipe=True))
         await mine.add_keyslot(scene.secret(NEW, NEXT, pipe=True), FAST)
+        await mine.commit().wait()
+    assert scene.opened_by(NEXT)
+
+
+@pytest.mark.parametrize("pin", [b"1234", None])
+async def test_a_token_unlocks_it_and_the_pin_may_come_by_a_pipe(pin):
+    scene = Scene()
+    asked = {"type": tokenplugin.TYPE, "keyslots": ["0"], "passphrase": tokenplugin.masked(OLD)}
+    if pin:
+        asked["pin"] = tokenplugin.masked(pin)
+    scene.disk.replace(0, forge.edited(scene.disk.content, lambda raw: raw["tokens"].update({"3": asked})))
+    async with scene.running():
+        mine = await scene.begin()
+        given = scene.secret(UNLOCK, pin, pipe=True) if pin else Secrets()
+        await mine.unlock(replace(given, sources={UNLOCK: TokenSource(3, given.sources.get(UNLOCK))}))
+        await scene.add(mine)
         await mine.commit().wait()
     assert scene.opened_by(NEXT)
 
