@@ -37,10 +37,11 @@ from luksrotd.service.progress import Stage
 from luksrotd.service.runner import Runner
 from luksrotd.service.schedule import Limits as JobLimits
 from tests.service.world import FAST, NEXT, NODE, OLD, OWNER, UUID, Key, World, is_open
-from tests.support import forge, tokenplugin
+from tests.support import forge
 from tests.support.simengine import VOLUME_KEY_CONTENT, make_volume
 from tests.support.simkeeper import SimKeeper
 from tests.support.simlocks import Level
+from tests.support.tokenplugin import token
 
 pytestmark = pytest.mark.asyncio
 OTHER = Caller(":1.8", 1000)
@@ -449,10 +450,8 @@ async def test_secrets_may_come_by_pipes_though_they_are_read_twice():
 @pytest.mark.parametrize("pin", [b"1234", None])
 async def test_a_token_unlocks_it_and_the_pin_may_come_by_a_pipe(pin):
     scene = Scene()
-    asked = {"type": tokenplugin.TYPE, "keyslots": ["0"], "passphrase": tokenplugin.masked(OLD)}
-    if pin:
-        asked["pin"] = tokenplugin.masked(pin)
-    scene.disk.replace(0, forge.edited(scene.disk.content, lambda raw: raw["tokens"].update({"3": asked})))
+    asked = {"3": token(OLD, pin=pin)}
+    scene.disk.replace(0, forge.edited(scene.disk.content, lambda raw: raw["tokens"].update(asked)))
     async with scene.running():
         mine = await scene.begin()
         given = scene.secret(UNLOCK, pin, pipe=True) if pin else Secrets()
