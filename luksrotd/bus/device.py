@@ -250,15 +250,15 @@ class Device(Interface):
         """Numbers of those that no token names."""
         return list(self._volume.view.ordinary) if self._volume.view else []
 
-    @readable("a{us}")
-    def tokens(self) -> dict[int, str]:
-        """Types of the tokens by number."""
+    @readable("a(us)")
+    def tokens(self) -> list[tuple[int, str]]:
+        """Numbers and types of the tokens."""
         tokens = self._volume.view.metadata.tokens if self._volume.view else {}
-        return {number: token.type for number, token in tokens.items()}
+        return [(number, token.type) for number, token in sorted(tokens.items())]
 
-    @readable("a{ua{sv}}")
-    def keys(self) -> dict[int, dict[str, Variant]]:
-        """The managed keys by token number."""
+    @readable("aa{sv}")
+    def keys(self) -> list[dict[str, Variant]]:
+        """The managed keys."""
         return keys_property(self._volume.view)
 
     @readable("a(sss)")

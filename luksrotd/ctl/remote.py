@@ -47,10 +47,10 @@ class Remote:
         path = await self._object(device)
         found = await self._bus.properties(path, names.DEVICE_INTERFACE)
         keys = []
-        for token, key in ((token, calls.values(key)) for token, key in sorted(found["Keys"].items())):
+        for key in map(calls.values, found["Keys"]):
             keys.append(
                 model.Key(
-                    token=token,
+                    token=key["token"],
                     name=key["name"],
                     generation=key["generation"],
                     state=key["state"],
@@ -72,7 +72,7 @@ class Remote:
             keys=keys,
             keyslots=found["Keyslots"],
             ordinary_keyslots=found["OrdinaryKeyslots"],
-            tokens=dict(sorted(found["Tokens"].items())),
+            tokens=dict(found["Tokens"]),
             problems=_findings(found["Problems"]),
             busy=found["Busy"],
         )
@@ -164,7 +164,7 @@ class Remote:
 
     async def _set_of(self, path: str, name: str) -> str:
         """The set that the staged key of that name belongs to; '' if there is none."""
-        keys = (await self._bus.properties(path, names.DEVICE_INTERFACE))["Keys"].values()
+        keys = (await self._bus.properties(path, names.DEVICE_INTERFACE))["Keys"]
         staged = [key for key in map(calls.values, keys) if (key["name"], key["state"]) == (name, "staged")]
         return str(staged[0]["group"]) if len(staged) == 1 else ""
 

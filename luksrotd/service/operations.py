@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from luksrotd.config import Config
-from luksrotd.errors import Busy, LuksrotdError, Outcome
+from luksrotd.errors import Busy, Internal, LuksrotdError, Outcome
 from luksrotd.ports import Caller
 from luksrotd.rotation.edits import UNLOCK, Pbkdf
 from luksrotd.rotation.reconcile import Action, Code
@@ -129,6 +129,9 @@ class Operations:
                     return await self.reconcile(uuid, owner, dry_run=dry_run, retire_expired=retire_expired)
                 except LuksrotdError as error:
                     return error
+                except Exception:  # a header that no code foresaw must not keep the others from their turn
+                    log.exception("cannot reconcile %s", uuid)
+                    return Internal("cannot reconcile the volume: internal error", outcome=Outcome.UNKNOWN)
 
         uuids = sorted(self._registry.volumes)
         return dict(zip(uuids, await asyncio.gather(*map(one, uuids)), strict=True))

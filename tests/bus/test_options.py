@@ -7,6 +7,7 @@ import pytest
 from dbus_next.signature import Variant
 
 from luksrotd.bus import options as known
+from luksrotd.bus.convert import key_name
 from luksrotd.bus.results import difference_row, keys_property, result_property, set_status
 from luksrotd.config import Config, KeyDerivation, Staged
 from luksrotd.errors import DeviceError, InvalidRequest, Outcome
@@ -98,6 +99,13 @@ def test_the_numbers_and_names():
     options = {"key-generation": 3, "if-generation": 2**63, "keyslot": 7, "group": "x", "keep": True}
     found = wanted(options)
     assert (found.key_generation, found.only_at, found.keyslot, found.group, found.keep) == (3, 2**63, 7, "x", True)
+    for group in ("x" * 65, "a b", "\n"):
+        with pytest.raises(InvalidRequest):
+            wanted({"group": group})
+    for name in ("x" * 65, "a b", "ä", "-"):
+        with pytest.raises(InvalidRequest):
+            key_name(name)
+    assert (key_name(""), key_name("a.b-c_9")) == ("backup", "a.b-c_9")
     found = wanted({"group": ""})
     assert (found.key_generation, found.only_at, found.group, found.data, found.keep) == (None, None, None, None, False)
 
@@ -194,7 +202,7 @@ def test_results():
 
 
 def test_keys():
-    assert keys_property(None) == {}
+    assert keys_property(None) == []
     image = forge.with_token(make_volume([b"a", b"b"]), 0, 3, adopted={}, wipe=[])
     group = {"id": "g", "size": 4}
     expires = "2026-01-01T00:00:00Z"
@@ -202,8 +210,9 @@ def test_keys():
     shown = plain(keys_property(forge.view_of(image)))
     common = {"generation": ("u", 1), "rotated-at": ("s", "2026-01-02T03:04:05Z")}
     common |= {"wipe-pending": ("b", False), "changed": ("b", False)}
-    assert shown == {
-        3: {
+    assert shown == [
+        {
+            "token": ("u", 3),
             **common,
             "name": ("s", "backup"),
             "state": ("s", "active"),
@@ -213,7 +222,8 @@ def test_keys():
             "group-size": ("u", 0),
             "adopted": ("b", True),
         },
-        4: {
+        {
+            "token": ("u", 4),
             **common,
             "name": ("s", "other"),
             "state": ("s", "staged"),
@@ -223,7 +233,7 @@ def test_keys():
             "group-size": ("u", 4),
             "adopted": ("b", False),
         },
-    }
+    ]
 
 
 def test_where_a_set_stands():

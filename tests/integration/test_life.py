@@ -2,6 +2,8 @@
 """What the daemon outlives: the bus, polkit, a bad configuration, a slow disk at its own end."""
 
 import asyncio
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +15,19 @@ from luksrotd import names
 from tests.integration.test_jobs import SLOW, until, workers_of
 from tests.support import makeimage
 from tests.support.busclient import BusClient, CallFailed
-from tests.support.daemon_process import BACKUP, ENVIRONMENT, NEW, OLD, appeared, disk, ended, reached, start, take_key
+from tests.support.daemon_process import (
+    BACKUP,
+    ENVIRONMENT,
+    NEW,
+    OLD,
+    PREFIX,
+    appeared,
+    disk,
+    ended,
+    reached,
+    start,
+    take_key,
+)
 from tests.support.fake_logind import FakeLogind
 from tests.support.manager import managed
 from tests.support.testbed import PROJECT
@@ -179,9 +193,10 @@ async def test_a_volume_that_comes_while_there_is_no_bus(bed, volume, restart):
 
 
 async def test_without_a_bus_it_still_stops(bed, volume, restart):
-    async with managed(bed) as daemon:
+    async with managed(bed, environment={"WATCHDOG_USEC": "40000"}) as daemon:
         async with Before(volume):
             await restart(daemon)
+        await daemon.manager.hears("WATCHDOG=1")
         daemon.terminate()
         assert await daemon.ended() == 0
         assert "Traceback" not in daemon.log
@@ -449,3 +464,46 @@ async def test_a_logind_that_hangs_holds_up_no_commit(bed, volume):
         assert (await ended(client, await start(client, volume.path)))["State"] == "finished"
         assert daemon.log.count("logind does not answer") == 1
     assert logind.end() == ["asked"]
+
+
+# -- bus activation ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def activatable(bed, tmp_path):
+    """The bus starts the daemon when it is called, as systemd would; ended by its process id."""
+    plan = json.dumps({"prefix": PREFIX})
+    script = bed.dir / "activated"
+    script.write_text(
+        f"#!/bin/sh\ncd {PROJECT}\nexport PYTHONPATH={PROJECT} STATE_DIRECTORY={tmp_path}\n"
+        f"exec {sys.executable} -m tests.support.daemon_launcher '{plan}' 2>{tmp_path}/log\n"
+    )
+    script.chmod(0o755)
+    shipped = (PROJECT / "dbus" / f"{names.BUS_NAME}.service").read_text()
+    service = bed.activation / f"{names.BUS_NAME}.service"
+    # No systemd here: dbus-daemon itself starts what systemd would.
+    service.write_text(shipped.replace("Exec=/bin/false", f"Exec={script}").replace("SystemdService=", "#"))
+    yield tmp_path / "log"
+    service.unlink()
+
+
+async def test_the_first_call_starts_the_daemon_and_gets_its_answer(bed, volume, activatable):
+    async with BusClient() as client, asyncio.timeout(60):
+        await ask_bus(client, "ReloadConfig")
+        assert await ask_bus(client, "NameHasOwner", "s", names.BUS_NAME) == [False]
+        called = (names.ROOT_PATH, names.MANAGER_INTERFACE, "GetDevices", "a{sv}", [{}])
+        # The volumes are there when it answers, though it has been started by this call.
+        assert await client.call(*called) == [[volume.path]]
+        (pid,) = await ask_bus(client, "GetConnectionUnixProcessID", "s", names.BUS_NAME)
+        assert b"tests.support.daemon_launcher" in _argv(pid)
+        os.kill(pid, signal.SIGTERM)
+        await until(lambda: not Path(f"/proc/{pid}").exists())
+        assert "Traceback" not in activatable.read_text()
+
+
+async def ask_bus(client, member, signature="", *body):
+    destination, client.destination = client.destination, "org.freedesktop.DBus"
+    try:
+        return await client.call("/org/freedesktop/DBus", "org.freedesktop.DBus", member, signature, body)
+    finally:
+        client.destination = destination

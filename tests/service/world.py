@@ -81,6 +81,7 @@ class World:
             self.journal,
             self.inventories,
         )
+        self.host = host
         self.volumes = Volumes(host)
         self.runner = runner or Runner()
         self.registry = Registry(self.volumes, self.watcher, pause_seconds=0)

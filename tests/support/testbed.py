@@ -83,6 +83,11 @@ class TestBed:
         """Process id of polkitd; 0 while it is stopped."""
         return self._polkitd.pid if self._polkitd else 0
 
+    @property
+    def activation(self) -> Path:
+        """Where dbus-daemon looks for services that it can start, after a ReloadConfig; empty."""
+        return self.dir / "activation"
+
     def spawn(self, argv: Sequence[str | Path], **popen: Any) -> subprocess.Popen[Any]:
         """Start a process that ends with the bed, in reverse order, and dies with this process whatever happens."""
         return self._children.spawn(argv, **popen)
