@@ -327,7 +327,7 @@ async def test_a_set_is_asked_about_volume_by_volume(bed, daemon, client, volume
     with disk(bed, "other") as other:
         await appeared(client, other.path)
         async with watched(client) as (_, asked):
-            body = [[volume.path, other.path, volume.path], "", {}, {}, {}]
+            body = [[volume.path, other.path], "", {}, {}, {}]
             with pytest.raises(CallFailed, match="InvalidArgs"):
                 await games.call(names.ROOT_PATH, names.MANAGER_INTERFACE, "Stage", "aosa{sv}a{sv}a{sv}", body)
             questions = await asked()
