@@ -21,7 +21,7 @@ from luksrotd.configfile import Parsed, parse
 from luksrotd.errors import ConfigError, LuksrotdError
 from luksrotd.host import configfiles
 from luksrotd.host.credentials import ServiceCredentials
-from luksrotd.host.hardening import harden
+from luksrotd.host.hardening import allow_files, harden
 from luksrotd.host.history import JournalHistory
 from luksrotd.host.images import ImageWatcher
 from luksrotd.host.keeping import PipeKeeper
@@ -227,6 +227,7 @@ class Daemon:
     async def _follow(self) -> None:
         await self._images.ready()
         try:
+            await self._images.ready()
             await self._registry.run()
         except* LuksrotdError as errors:
             for error in errors.exceptions:
@@ -285,6 +286,7 @@ def launch(decorators: Decorators | None = None) -> int:
         log.error("cannot serve: must be run as root")
         return 1
     harden()
+    allow_files()
     return asyncio.run(serve(decorators or Decorators()))
 
 

@@ -12,6 +12,7 @@ from typing import Final
 from luksrotd import names
 from luksrotd.bus.values import OptionTable
 from luksrotd.errors import InvalidRequest, SecretRejected
+from luksrotd.rotation.token import check_name
 
 _STORED: Final[OptionTable] = {"fd": "h", "keyfile": "s", "credential": "s"}
 CREDENTIAL: Final[OptionTable] = {**_STORED, "token": "i", "pin-fd": "h"}
@@ -52,8 +53,8 @@ def _check_keyfile(status: os.stat_result) -> None:
 
 
 def key_name(name: str) -> str:
-    """The name of a managed key; empty means the default."""
-    return name or names.DEFAULT_KEY_NAME
+    """The name of a managed key; empty means the default.  Raises ``InvalidRequest`` for one that no key can have."""
+    return check_name(name or names.DEFAULT_KEY_NAME)
 
 
 def device_path(uuid: str) -> str:

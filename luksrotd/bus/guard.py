@@ -6,15 +6,13 @@ says no, and where not too many dialogues of the same user wait already (docs/ad
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from luksrotd.bus.caller import Callers, CallerVanished
 from luksrotd.bus.quota import Quota
-from luksrotd.errors import InteractiveAuthorizationRequired, NotAuthorized, TooMany
+from luksrotd.errors import InteractiveAuthorizationRequired, NotAuthorized
 from luksrotd.ports import Authority, Caller
 
 DETAIL_LIMIT: Final = 200
@@ -38,7 +36,7 @@ class Guard:
     callers: Callers
     authority: Authority
     calls: Quota = field(default_factory=Quota)
-    _dialogues: Counter[int] = field(default_factory=Counter)
+    dialogues: Quota = field(default_factory=lambda: Quota(DIALOGUES_PER_USER, "calls of the user wait for a person"))
 
     async def authorize(self, caller: Caller, action: str, details: Mapping[str, str]) -> None:
         """``authorize_all`` for one question."""
@@ -63,7 +61,7 @@ class Guard:
         if reason and not caller.interactive:
             raise reason
         for question in open_questions:
-            with self._dialogue(caller.uid):
+            with self.dialogues.one_of(caller.uid):
                 await self._ask(caller, question)
 
     async def _ask(self, caller: Caller, question: Question) -> None:
@@ -79,18 +77,6 @@ class Guard:
             check.cancel()
             gone.cancel()
             await asyncio.gather(check, gone, return_exceptions=True)
-
-    @contextmanager
-    def _dialogue(self, uid: int) -> Iterator[None]:
-        if self._dialogues[uid] >= DIALOGUES_PER_USER:
-            raise TooMany(f"cannot authorize: {DIALOGUES_PER_USER} questions to the user are open already")
-        self._dialogues[uid] += 1
-        try:
-            yield
-        finally:
-            self._dialogues[uid] -= 1
-            if not self._dialogues[uid]:
-                del self._dialogues[uid]
 
 
 def _printable(value: str) -> str:

@@ -4,7 +4,7 @@
 import asyncio
 import os.path
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from dbus_next.signature import Variant
 
@@ -28,6 +28,8 @@ from luksrotd.service.jobs import Kind
 from luksrotd.service.registry import Volume
 
 Map = Mapping[str, Any]
+PATH_MAX: Final = 4096
+"""Characters of a path, as of the kernel; a long one would cost its square."""
 
 
 class Manager(Interface):
@@ -61,9 +63,7 @@ class Manager(Interface):
     @exposed("sa{sv}", "o", action=names.ACTION_LIST, outputs=["object"])
     async def get_device(self, caller: Caller, device: str, options: Map) -> str:
         """One volume, by its UUID or a path that leads to its device."""
-        if device.startswith("/") and "\0" not in device:
-            device = await asyncio.to_thread(os.path.realpath, device)  # may hang, on a dead network file system
-        return device_path(self._registry.find(device).uuid)
+        return device_path(self._registry.find(await _resolved(device)).uuid)
 
     @exposed("a{sv}", "aa{sv}", action=names.ACTION_HISTORY, options=history.OPTIONS, outputs=["entries"])
     async def get_history(self, caller: Caller, options: Mapping[str, Any]) -> list[dict[str, Variant]]:
@@ -119,7 +119,7 @@ class Manager(Interface):
     ) -> tuple[Described, list[Described]]:
         """Where a rotation in two steps of a set stands."""
         uuids = [volume.uuid for volume in self._volumes(devices)]
-        return set_status(await self._sets.status(uuids, key_name(name), options.get("group") or None))
+        return set_status(await self._sets.status(uuids, key_name(name), known.group_id(options)))
 
     async def _change(
         self,
@@ -142,6 +142,8 @@ class Manager(Interface):
         """The volumes at these object paths; raises ``InvalidRequest`` and ``UnknownDevice``."""
         if not paths:
             raise InvalidRequest("cannot work on a set of no volumes: name at least one")
+        if len(set(paths)) != len(paths):
+            raise InvalidRequest("cannot work on a set that has a volume twice")
         known_paths = {device_path(uuid): volume for uuid, volume in self._registry.volumes.items()}
         for path in paths:
             if path not in known_paths:
@@ -154,6 +156,15 @@ class Manager(Interface):
     def version(self) -> str:
         """The daemon's version."""
         return luksrotd.__version__
+
+
+async def _resolved(device: str) -> str:
+    """A path without symlinks; raises ``UnknownDevice`` for one that is too long."""
+    if len(device) > PATH_MAX:
+        raise UnknownDevice("cannot find the device: no path is so long")
+    if not device.startswith("/") or "\0" in device:
+        return device
+    return await asyncio.to_thread(os.path.realpath, device)  # may hang, on a dead network file system
 
 
 def _about(volumes: Sequence[Volume], key: str) -> Mapping[str, str]:

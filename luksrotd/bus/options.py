@@ -10,7 +10,7 @@ from luksrotd.bus.values import OptionTable
 from luksrotd.config import Config, KeyDerivation, Staged
 from luksrotd.errors import InvalidRequest
 from luksrotd.rotation.edits import NEW, PBKDF_FOR_RANDOM_KEYS, UNLOCK, VOLUME_KEY, Pbkdf
-from luksrotd.rotation.token import parse_data
+from luksrotd.rotation.token import Group, check_group, parse_data
 from luksrotd.service.jobs import Kind
 from luksrotd.service.verbs import Wanted
 
@@ -73,7 +73,7 @@ def wanted(name: str, options: Mapping[str, Any], config: Config, *, generated: 
         options.get("key-generation"),
         _expires(options, config.staged),
         options.get("if-generation"),
-        options.get("group") or None,
+        group_id(options),
         options.get("keep", False),
     )
 
@@ -116,6 +116,12 @@ def recreation(
 def reconciliation(options: Mapping[str, Any]) -> Mapping[str, bool]:
     """The options of Reconcile, as ``Operations.reconcile`` has them."""
     return {"dry_run": options.get("dry-run", False), "retire_expired": options.get("retire-expired", False)}
+
+
+def group_id(options: Mapping[str, Any]) -> str | None:
+    """The id of a set; raises ``InvalidRequest`` for one that no set can have."""
+    given: str = options.get("group", "")
+    return check_group(Group(given, 1)).id if given else None
 
 
 def associated(text: str) -> Mapping[str, Any]:

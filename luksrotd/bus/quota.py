@@ -14,17 +14,18 @@ _ROOT: Final = 0
 
 
 class Quota:
-    """At most ``limit`` at a time for each user but root."""
+    """At most ``limit`` at a time for each user but root; ``what`` there are then, for the message."""
 
-    def __init__(self, limit: int = CALLS_PER_USER) -> None:
+    def __init__(self, limit: int = CALLS_PER_USER, what: str = "calls of the user are under way") -> None:
         self._limit = limit
+        self._what = what
         self._taken: Counter[int] = Counter()
 
     @contextmanager
     def one_of(self, uid: int) -> Iterator[None]:
         """Take one, for as long as the context lasts; raises ``TooMany``."""
         if uid != _ROOT and self._taken[uid] >= self._limit:
-            raise TooMany(f"cannot start: {self._limit} calls of the user are under way")
+            raise TooMany(f"cannot start: {self._limit} {self._what}")
         self._taken[uid] += 1
         try:
             yield

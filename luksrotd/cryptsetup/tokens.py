@@ -84,10 +84,14 @@ def unlock(cd: Any, metadata: Mapping[str, Any], credential: TokenCredential, ke
     failures: list[LuksrotdError] = []
     for token, kind in candidates(metadata, credential.token, wanted):
         begin()
-        result = volume_key(cd, token, credential.pin, key)
+        result = volume_key(cd, token, None, key)
+        with_pin = result == -errno.ENOANO and credential.pin is not None
+        if with_pin:
+            # Only to one that asks for it: to a TPM, a PIN that is not wanted is a wrong one, and those are counted.
+            result = volume_key(cd, token, credential.pin, key)
         if result >= 0 and wanted in (None, result):
             return result
-        failures.append(failure(token, kind, result))
+        failures.append(failure(token, kind, result, with_pin=with_pin))
     # A wrong PIN says more than a TPM that some other token would have needed.
     raise next((error for error in failures if isinstance(error, WrongCredential)), failures[0])
 
@@ -110,7 +114,7 @@ def volume_key(cd: Any, token: int, pin: SafeMemory | None, key: SafeMemory) -> 
         lib.crypt_keyslot_context_free(holder[0])
 
 
-def failure(token: int, kind: str, result: int) -> LuksrotdError:
+def failure(token: int, kind: str, result: int, *, with_pin: bool) -> LuksrotdError:
     """The error for what ``volume_key`` returned for a token of that type.
 
     libcryptsetup.h (crypt_activate_by_token_pin) says what the errno values mean.
@@ -125,6 +129,10 @@ def failure(token: int, kind: str, result: int) -> LuksrotdError:
             return EngineError(f"{what}: the device that it needs is not there{logged()}")
         case errno.EPERM:
             return WrongCredential(f"{what}: what it gives opens no keyslot{logged()}")
+        case number if number > 0 and with_pin:
+            # systemd 252 says ENOTRECOVERABLE for a wrong PIN, and for all else that is wrong with a TPM.
+            name = errno.errorcode.get(number, number)
+            return WrongCredential(f"{what}: the PIN is wrong, or the device fails: {name}{logged()}")
         case number if number > 0:
             return EngineError(f"{what}: {errno.errorcode.get(number, number)}{logged()}")
     return WrongCredential(f"{what}: it opens keyslot {result}")

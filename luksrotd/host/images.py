@@ -149,6 +149,8 @@ def look(volume: ManagedVolume, before: Look, uuid_of: UuidOf) -> Look:
         data, holder = Path(node).stat(), Path(header or node).stat()
     except (OSError, ValueError) as error:
         return Look(trouble=getattr(error, "strerror", None) or str(error))
+    if not (node + (header or "")).isprintable():
+        return Look(trouble="its real path is not printable")
     if trouble := _unfit(data, holder, detached=header is not None):
         return Look(trouble=trouble)
     signature = (data.st_dev, data.st_ino, data.st_rdev, *_signature(holder))

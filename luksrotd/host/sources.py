@@ -36,7 +36,7 @@ def _declared(source: SecretSource, fds: Iterator[int]) -> dict[str, Any]:
             return {"token": token, "pin": None if pin is None else _declared(pin, fds)}
 
 
-def groups_for(secrets: Iterable[SecretSource], device: str = TPM_DEVICE) -> tuple[int, ...]:
+def groups_for(secrets: Iterable[SecretSource], device: str) -> tuple[int, ...]:
     """The supplementary groups of a worker: if a token may be asked, the one that may use the TPM, should there be one.
 
     The header says which token needs a TPM, and nobody has read that yet; nor would it keep a hostile header out.

@@ -160,7 +160,8 @@ def luks2_uuid(device: Any) -> str:
 
 def traits(device: Any) -> Traits:
     """What is known of the pyudev device beside its header."""
-    links = sorted(link for link in device.device_links if link.startswith("/dev/disk/"))
+    # udev leaves nothing unprintable in a name that it makes; a rule might, and D-Bus would not take it.
+    links = sorted(link for link in device.device_links if link.startswith("/dev/disk/") and link.isprintable())
     return Traits(tuple(links), str(device.properties.get("ID_BUS", "")), is_removable(device))
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from luksrotd.errors import EngineCrashed, EngineError, EngineTimeout, LuksrotdError, SecretRejected
-from luksrotd.host.sources import declared, fds_of, groups_for
+from luksrotd.host.sources import TPM_DEVICE, declared, fds_of, groups_for
 from luksrotd.ports import SecretSource, Shadow
 from luksrotd.rotation import wire
 from luksrotd.rotation.edits import Edit, to_wire
@@ -47,11 +47,12 @@ class Deadlines:
 
 @dataclass(frozen=True, slots=True)
 class WorkerEngine:
-    """Starts workers.  ``python`` is the interpreter that they run in, ``module`` their program."""
+    """Starts workers.  ``python`` is the interpreter that they run in, ``module`` their program, ``tpm`` the device."""
 
     deadlines: Deadlines = field(default_factory=Deadlines)
     python: str = sys.executable
     module: str = "luksrotd.worker"
+    tpm: str = TPM_DEVICE
 
     @contextlib.asynccontextmanager
     async def session(self, shadow: Shadow, secrets: Mapping[str, SecretSource]) -> AsyncIterator["WorkerSession"]:
@@ -71,7 +72,7 @@ class WorkerEngine:
             copies = until_spawned.enter_context(_duplicates([target, *fds]))
             ours, theirs, stderr = ours_only.enter_context(_plumbing())
             # asyncio forgets the process when it is cancelled while it kills the one that it was cancelled at starting.
-            groups = groups_for(secrets.values())
+            groups = groups_for(secrets.values(), self.tpm)
             spawning = asyncio.ensure_future(self._spawn(theirs, copies, stderr, groups))
             cancelled = await _to_the_end(spawning)
             process = spawning.result()

@@ -78,9 +78,9 @@ class Drafts:
         ``NeedsPerson``, ``TooMany``, ``StaleGeneration``, ``Busy`` once closed, ``Cancelled`` if the owner vanishes,
         and what ``service.draft.begin`` raises.
         """
-        time = self._limits.transaction_seconds if seconds is None else seconds
-        if not 0 < time <= MAX_SECONDS:
+        if seconds is not None and not 0 < seconds <= MAX_SECONDS:
             raise InvalidRequest(f"cannot begin a transaction: its time must be above 0 and at most {MAX_SECONDS:g} s")
+        time = self._limits.transaction_seconds if seconds is None else seconds
         self._admit(owner)
         volume = self._means.registry.writable(uuid)
         left = Interruption()

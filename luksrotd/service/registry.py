@@ -4,7 +4,7 @@
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
@@ -210,8 +210,7 @@ class Registry:
         self._agenda.forget(volume.uuid)
         if volume.uuid in self._announced:
             self._announced.discard(volume.uuid)
-            for observer in self._observers:
-                observer.volume_removed(volume)
+            self._tell(lambda observer: observer.volume_removed(volume))
 
     def _busy(self, uuid: str) -> bool:
         return self._runner is not None and self._runner.busy(uuid)
@@ -263,10 +262,15 @@ class Registry:
         self._volumes[volume.uuid] = volume
         if volume.uuid not in self._announced:
             self._announced.add(volume.uuid)
-            for observer in self._observers:
-                observer.volume_added(volume)
-        for observer in self._observers:
-            observer.volume_changed(volume, fresh=fresh)
+            self._tell(lambda observer: observer.volume_added(volume))
+        self._tell(lambda observer: observer.volume_changed(volume, fresh=fresh))
+
+    def _tell(self, event: Callable[[Observer], None]) -> None:
+        for observer in tuple(self._observers):
+            try:
+                event(observer)
+            except Exception:  # whoever looks on must not end the rest
+                log.exception("an observer of the volumes failed")
 
 
 async def _next(events: AsyncIterator[DeviceEvent]) -> DeviceEvent | None:

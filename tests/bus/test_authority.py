@@ -219,7 +219,7 @@ async def test_a_user_cannot_fill_a_screen_with_dialogues(bed, service, nobody):
         assert len(shown) == DIALOGUES_PER_USER
         await asyncio.to_thread(nobody.close)
         await seen.until(lambda _: len(seen.named("CancelCheckAuthorization")) == DIALOGUES_PER_USER)
-    assert not service.toy.guard._dialogues
+    assert not service.toy.guard.dialogues._taken
     bed.end(agent.process)
 
 

@@ -185,7 +185,7 @@ async def test_objects_are_managed_from_the_root_and_introspected(bed):
         annotations = {item.get("name"): item.find("annotation").get("value") for item in node.iter("property")}
         assert annotations == {"Generation": Emits.VALUE, "Label": Emits.INVALIDATES, "UUID": Emits.CONST}
         rotate = node.find("./interface/method[@name='Rotate']")
-        arguments = [(arg.get("name"), arg.get("type"), arg.get("direction")) for arg in rotate]
+        arguments = [(arg.get("name"), arg.get("type"), arg.get("direction")) for arg in rotate.findall("arg")]
         assert arguments == [("key", "s", "in"), ("options", "a{sv}", "in"), ("job", "s", "out")]
         assert [child.get("name") for child in (await introspect(client, "/")).findall("node")] == ["org"]
         with pytest.raises(CallFailed, match="UnknownObject"):

@@ -110,7 +110,7 @@ async def test_a_user_has_few_dialogues_at_a_time_whatever_the_number_of_calls()
     polkit.answer.set()
     await asyncio.gather(other, *(task for task in asking if task not in refused))
     await door.authorize_all(ONE, [ROTATE])
-    assert not door._dialogues
+    assert not door.dialogues._taken
 
 
 async def test_dialogues_end_with_their_callers():
@@ -121,5 +121,5 @@ async def test_dialogues_end_with_their_callers():
     callers.vanished[ONE.name].set()
     outcomes = await asyncio.gather(*asking, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {CallerVanished}
-    assert not door._dialogues
+    assert not door.dialogues._taken
     assert polkit.dialogues == {1000: 0}

@@ -7,6 +7,7 @@ import pytest
 from dbus_next.signature import Variant
 
 from luksrotd.bus import options as known
+from luksrotd.bus.convert import key_name
 from luksrotd.bus.results import difference_row, keys_property, result_property, set_status
 from luksrotd.config import Config, KeyDerivation, Staged
 from luksrotd.errors import DeviceError, InvalidRequest, Outcome
@@ -98,6 +99,13 @@ def test_the_numbers_and_names():
     options = {"key-generation": 3, "if-generation": 2**63, "keyslot": 7, "group": "x", "keep": True}
     found = wanted(options)
     assert (found.key_generation, found.only_at, found.keyslot, found.group, found.keep) == (3, 2**63, 7, "x", True)
+    for group in ("x" * 65, "a b", "\n"):
+        with pytest.raises(InvalidRequest):
+            wanted({"group": group})
+    for name in ("x" * 65, "a b", "ä", "-"):
+        with pytest.raises(InvalidRequest):
+            key_name(name)
+    assert (key_name(""), key_name("a.b-c_9")) == ("backup", "a.b-c_9")
     found = wanted({"group": ""})
     assert (found.key_generation, found.only_at, found.group, found.data, found.keep) == (None, None, None, None, False)
 

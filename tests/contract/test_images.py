@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -127,6 +128,16 @@ async def test_what_cannot_be_a_volume_is_told_of_once_in_the_log(path, luks2_im
             luks2_image.touch()
             assert (await reader.next()).kind is CHANGED
     assert len(caplog.records) == 1
+
+
+async def test_a_real_path_that_no_message_could_name(luks2_image, tmp_path, caplog):
+    real = Path(os.fsdecode(os.fsencode(tmp_path) + b"/bytes-\xff"))
+    shutil.copy(luks2_image, real)
+    link = tmp_path / "link"
+    link.symlink_to(real)
+    async with following(ManagedVolume(str(link)), ManagedVolume(str(luks2_image))) as reader:
+        assert (await reader.next()).node == str(luks2_image)
+    assert "not printable" in caplog.text
 
 
 async def test_a_file_that_changes_and_never_holds_a_volume_is_told_of_once(tmp_path, luks2_image, caplog):

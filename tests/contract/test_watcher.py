@@ -444,4 +444,6 @@ EMMC = Sysfs("soc/mmc0/block/mmcblk0", None, FIXED | {"device/type": b"MMC"})
 def test_what_is_removable(device, removable):
     assert is_removable(device) is removable
     device.properties |= {"ID_FS_TYPE": "crypto_LUKS", "ID_FS_VERSION": "2", "ID_FS_UUID": "u"}
-    assert look(device) == Found("u", Traits(bus=device.properties.get("ID_BUS", ""), removable=removable))
+    device.device_links = ("/dev/disk/by-id/x", "/dev/disk/by-label/\udcff", "/dev/mapper/x")
+    links = ("/dev/disk/by-id/x",)
+    assert look(device) == Found("u", Traits(links, device.properties.get("ID_BUS", ""), removable))

@@ -43,6 +43,7 @@ polkit.addRule(function (action, subject) {
 });
 """
 KEYFILE = {"keyfile": Variant("s", "/nowhere")}
+NO_KEY = "no-such-key"
 PAST = "past"
 NO = names.ERROR_PREFIX + "NotAuthorized"
 NEEDS_A_PERSON = "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"
@@ -96,7 +97,7 @@ async def exported(client, path):
 
 def argument(name, signature, volume):
     """A value that a method takes, but finds nothing for."""
-    by_name = {"devices": [volume.path], "device": volume.uuid, "verb": "release", "name": "no-such-key", "json": "{}"}
+    by_name = {"devices": [volume.path], "device": volume.uuid, "verb": "release", "name": NO_KEY, "json": "{}"}
     by_name |= {"data": "{}"}
     return by_name[name] if name in by_name else {"s": "", "u": 0, "a{sv}": {}}[signature]
 
@@ -228,6 +229,8 @@ def check_details(row, asked, volume):
     """The agent can show, and rules can look up, what a question is about."""
     for question in asked:
         assert question.details["operation"] == row.method
+        if NO_KEY in row.arguments:
+            assert question.details["key"] == NO_KEY, row
         assert all(question.details.get(detail) for detail in spoken_of(question.action)), (row, question)
         about_volume = question.action.removesuffix("-system") in names.VOLUME_ACTIONS
         if about_volume:

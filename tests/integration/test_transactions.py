@@ -4,6 +4,7 @@
 import asyncio
 import json
 import os
+import resource
 import signal
 import time
 from contextlib import asynccontextmanager, suppress
@@ -295,6 +296,27 @@ async def test_it_needs_a_right_of_its_own(daemon, client, volume, nobody, rules
     rules("YES")
     tx = await Composer.begin(nobody, volume)
     assert (await Composer(client, tx.path).properties())["OwnerUid"] == nobody.uid
+
+
+@pytest.fixture
+def few_files():
+    """As many descriptors as systemd and a login shell allow, for what is started now."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_there_are_descriptors_for_all_secrets_of_all_transactions(few_files, daemon, client, volume):
+    opened = [await Composer.begin(client, volume) for _ in range(64)]
+    for tx in opened[:40]:
+        for _ in range(31):
+            await tx.add()
+    assert len(open_files(daemon, volume)[0]) >= 40 * 31
+    assert await refused(Composer.begin(client, volume)) == LIMITS
+    for tx in opened:
+        await tx.abort()
+    await until(lambda: not open_files(daemon, volume)[0])
 
 
 async def test_one_user_has_eight(daemon, client, volume, nobody, rules):

@@ -2,6 +2,8 @@
 """Volumes as they come, change and go: real udevd, real loop devices and partitions, real cryptsetup."""
 
 import asyncio
+import os
+import signal
 import subprocess
 import time
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -13,11 +15,22 @@ from luksrotd import direct, names
 from luksrotd.config import ManagedVolume
 from luksrotd.host.images import ImageWatcher
 from luksrotd.host.udev import UdevWatcher
+from luksrotd.ports import DeviceRef
 from luksrotd.service.registry import Registry
 from luksrotd.service.volume import Volumes
 from tests.support import forge, makeimage
 from tests.support.daemon_launcher import OwnLoops
-from tests.support.daemon_process import BACKUP, OLD, PREFIX, appeared, disk, ended, settled, start
+from tests.support.daemon_process import (
+    BACKUP,
+    OLD,
+    PREFIX,
+    appeared,
+    disk,
+    ended,
+    running,
+    settled,
+    start,
+)
 from tests.support.kernel import LoopDevice
 
 pytestmark = pytest.mark.asyncio
@@ -95,6 +108,10 @@ async def test_somebody_elses_changes_are_signalled_and_ours_are_not(bed, enroll
     same = await settled(client, path, Label="another")
     assert await told(client, path, before) == (before, "same")
     assert len({seen["HeaderDigest"] for seen in (first, older, same)}) == 3
+
+    # To the daemon, luksrotctl --direct is somebody else too.
+    done = await direct.volumes().set_data(DeviceRef(node), {"by": "another process"})
+    assert await told(client, path, done.seqid_after) == (before, "newer")
 
     assert (await ended(client, await start(client, path, new=BACKUP)))["State"] == "finished"
     await asyncio.to_thread(run, "udevadm", "settle")
@@ -201,6 +218,48 @@ async def test_a_uuid_of_another_form_is_left_alone(bed, daemon, client, volume)
             while "its LUKS UUID is malformed" not in daemon.log:
                 await client.get_all(volume.path, DEVICE)
     assert (await client.call(names.ROOT_PATH, names.MANAGER_INTERFACE, "GetDevices", "a{sv}", [{}])) == [[volume.path]]
+
+
+async def test_what_the_configuration_names(bed, tmp_path, client):
+    """An image and a detached header: all verbs write there and nowhere else, and a reload takes them away again."""
+    image = makeimage.make_image(bed.dir / f"{PREFIX}named.img", key=OLD)
+    header = makeimage.make_image(bed.dir / f"{PREFIX}named.header", key=OLD, detached=True)
+    data = f"{header}.data"
+    untouched = await asyncio.to_thread(Path(data).read_bytes)
+    config = tmp_path / "luksrotd.conf"
+    sections = (f"[Volume]\nPath={image}\n", f"[Volume]\nPath={data}\nHeader={header}\n")
+    config.write_text("[Devices]\nDeny=uuid:*\n" + "".join(sections))
+    paths = {}
+    for holder in (image, header):
+        uuid = forge.view_of(holder.read_bytes()).uuid
+        paths[holder] = f"{names.DEVICE_PATH}/{uuid.replace('-', '_')}"
+    async with running(bed, client, config=str(tmp_path)) as daemon:
+        devices = await client.call(names.ROOT_PATH, names.MANAGER_INTERFACE, "GetDevices", "a{sv}", [{}])
+        assert sorted(devices[0]) == sorted(paths.values())  # at once: they are a part of the scan
+        seen = await client.get_all(paths[header], DEVICE)
+        assert (seen["Node"], seen["Header"], seen["System"]) == (data, str(header), True)
+        found = await client.call(names.ROOT_PATH, names.MANAGER_INTERFACE, "GetDevice", "sa{sv}", [data, {}])
+        assert found == [paths[header]]
+        for holder, path in paths.items():
+            assert (await ended(client, await start(client, path, "Enroll", new=BACKUP)))["State"] == "finished"
+            assert (await ended(client, await start(client, path, new=b"next")))["State"] == "finished"
+            assert makeimage.cryptsetup_opens(str(holder), b"next")
+        assert await asyncio.to_thread(Path(data).read_bytes) == untouched
+
+        os.kill(daemon.pid, signal.SIGHUP)  # it looks at the files again, and finds nothing but its own changes
+        before = (await settled(client, paths[image]))["Generation"]
+        await asyncio.to_thread(makeimage.add_key, image, OLD, b"somebody's")
+        os.kill(daemon.pid, signal.SIGHUP)
+        after = (await settled(client, paths[image], Keyslots=[0, 1, 2]))["Generation"]
+        assert await told(client, paths[image], after) == (before, "newer")
+        assert foreign(client, paths[header]) == []
+
+        config.write_text("[Devices]\nDeny=uuid:*\n" + sections[0])
+        os.kill(daemon.pid, signal.SIGHUP)
+        await gone(client, paths[header])
+        await asyncio.to_thread(image.unlink)
+        os.kill(daemon.pid, signal.SIGHUP)
+        await gone(client, paths[image])
 
 
 # -- the registry on the real ports ---------------------------------------------------------------------------------

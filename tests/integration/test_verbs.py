@@ -225,6 +225,9 @@ async def test_what_cannot_be_asked_for(enrolled, client):
     for method, signature, body in (
         ("Finish", "sa{sv}", ["", {"key-generation": Variant("t", 1)}]),
         ("Finish", "sa{sv}", ["", {"data": Variant("s", "{}")}]),
+        ("Finish", "sa{sv}", ["x" * 65, {}]),
+        ("Finish", "sa{sv}", ["", {"group": Variant("s", "x" * 65)}]),
+        ("GetData", "sa{sv}", ["../backup", {}]),
         ("Stage", KEY, ["", fd(0), {}, {}]),
         ("Stage", KEY, ["", fd(0), {"generate": Variant("b", True)}, {"expires": Variant("t", 2**63)}]),
         ("Remove", "sa{sv}a{sv}", ["", {}, {}]),
@@ -240,9 +243,19 @@ async def test_what_cannot_be_asked_for(enrolled, client):
     ):
         with pytest.raises(CallFailed) as caught:
             await client.call(enrolled.path, DEVICE, method, signature, body, fds=[good])
-        expected = ERROR + "UnknownKey" if body[:2] == ["rotate", "a b"] else INVALID
-        assert caught.value.name == expected, (method, body)
+        assert caught.value.name == INVALID, (method, body)
     os.close(good)
+
+
+async def test_a_path_that_is_too_long_is_no_device(enrolled, client):
+    for dots, found in ((100, True), (2100, False)):
+        call = client.call(names.ROOT_PATH, MANAGER, "GetDevice", "sa{sv}", ["/." * dots + enrolled.node, {}])
+        if found:
+            assert await call == [enrolled.path]
+            continue
+        with pytest.raises(CallFailed) as caught:
+            await call
+        assert caught.value.name == ERROR + "UnknownDevice"
 
 
 async def test_staged_keys_that_have_expired_go_on_request(enrolled, client):

@@ -10,6 +10,7 @@ import pytest
 
 from luksrotd import names
 from luksrotd.daemon import EXIT_CONFIG
+from luksrotd.host.sources import TPM_DEVICE
 
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = ("luksrotd.service", "luksrotd-reconcile.service")
@@ -70,6 +71,8 @@ def test_both_units_have_the_same_sandbox():
     daemon, reconcile = map(settings, UNITS)
     common = {name for name in daemon.keys() | reconcile.keys() if SANDBOX.match(name)}
     assert len(common) > 20
+    # Reconcile needs no secret.
+    assert daemon["DeviceAllow"].pop() == f"{TPM_DEVICE} rw"
     assert {name: daemon.get(name) for name in common} == {name: reconcile.get(name) for name in common}
 
 

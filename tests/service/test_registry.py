@@ -352,6 +352,22 @@ async def test_code_that_fails_on_one_volume_does_not_end_the_rest(world, caplog
     assert "cannot examine" in caplog.text
 
 
+async def test_an_observer_that_fails_does_not_end_the_rest(world, caplog):
+    class Broken:
+        def __getattr__(self, name):
+            raise ZeroDivisionError(name)
+
+    world.registry = Registry(world.volumes, world.watcher, pause_seconds=0)
+    world.registry.observe(Broken())
+    world.registry.observe(world.seen)
+    async with world.running():
+        world.watcher.remove(NODE)
+        await world.seen.until("removed")
+        world.watcher.put(NODE, UUID)
+        await world.seen.until(f"fresh {NODE}")
+    assert caplog.text.count("an observer of the volumes failed") == 5
+
+
 async def test_a_volume_that_is_locked_is_examined_again_later(world):
     world.locks.wait = False
     world.registry = Registry(world.volumes, world.watcher, retry_seconds=0)
