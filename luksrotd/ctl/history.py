@@ -17,7 +17,7 @@ from luksrotd.errors import InvalidRequest
 
 _MICROSECONDS: Final = 1_000_000
 _LIMIT: Final = 100
-_MOST: Final = 1000
+_MOST: Final = 500
 
 
 def add(verbs: Verbs) -> None:

@@ -72,6 +72,7 @@ async def test_returned_fds_arrive_and_are_closed_here(bed):
 
 async def test_unwanted_replies_close_their_fds(bed):
     async with serve(), BusClient() as client:
+        await client.call(PATH, INTERFACE, "Echo", "s", ["x"])  # who it is, is known then: calls are answered in order
         before = open_fds()
         await client.bus.send(client.message(PATH, INTERFACE, "OpenFd", flags=MessageFlag.NO_REPLY_EXPECTED))
         await client.call(PATH, INTERFACE, "Echo", "s", ["x"])
