@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from tests.support.daemon_process import NEW, OLD, WAIT_SECONDS
+from tests.support.daemon_process import BACKUP, NEW, OLD, WAIT_SECONDS
 from tests.support.testbed import PROJECT
 
 PAGE = PROJECT / "docs" / "dbus.md"
@@ -47,7 +47,26 @@ async def test_the_commands_do_what_they_say(daemon, client, volume, tmp_path):
     assert '"data" : "stage"' in done.stdout
 
 
-def test_the_programs_are_python():
-    assert len(blocks("python")) == 2
-    for program in blocks("python"):
-        compile(program, str(PAGE), "exec")
+@pytest.mark.asyncio
+async def test_the_programs_do_what_they_say(daemon, enrolled, tmp_path):
+    glib, jeepney = blocks("python")
+    assert "gi.repository" in glib
+    for name, content in (("old", OLD), ("new", NEW), ("glib", glib.encode()), ("jeepney", jeepney.encode())):
+        (tmp_path / name).write_bytes(content)
+    told = await run("/usr/bin/python3", tmp_path / "glib", enrolled.path, tmp_path / "old")
+    assert "'success': True" in told
+    assert (enrolled.opens(BACKUP), enrolled.pairs()) == (False, [("backup", 2)])  # a key that only it has seen
+    told = await run("/usr/bin/python3", tmp_path / "jeepney", enrolled.path, tmp_path / "old", tmp_path / "new")
+    assert "(True, 'committed', '', '')" in told
+    (example,) = (one for one in enrolled.metadata()["tokens"].values() if one["type"] == "example")
+    assert enrolled.opens(NEW, int(example["keyslots"][0]))
+
+
+async def run(*argv):
+    """Standard output of what must succeed; the system's Python, for it has Debian's libraries."""
+    words = [str(word) for word in argv]
+    done = await asyncio.to_thread(
+        subprocess.run, words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
