@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``org.luksrotd1.Manager`` (dbus/org.luksrotd1.Manager.xml)."""
 
-import asyncio
 import os.path
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -26,6 +25,7 @@ from luksrotd.ports import Caller
 from luksrotd.rotation.edits import NEW, UNLOCK
 from luksrotd.service.jobs import Kind
 from luksrotd.service.registry import Volume
+from luksrotd.service.threads import in_thread
 
 Map = Mapping[str, Any]
 PATH_MAX: Final = 4096
@@ -164,7 +164,7 @@ async def _resolved(device: str) -> str:
         raise UnknownDevice("cannot find the device: no path is so long")
     if not device.startswith("/") or "\0" in device:
         return device
-    return await asyncio.to_thread(os.path.realpath, device)  # may hang, on a dead network file system
+    return await in_thread(lambda: os.path.realpath(device), about="paths of callers")  # on a dead network file system
 
 
 def _about(volumes: Sequence[Volume], key: str) -> Mapping[str, str]:
