@@ -2,8 +2,8 @@
 """Run a module as an unprivileged user: ``python -m tests.support.unprivileged UID MODULE ARGUMENT…``.
 
 An unprivileged user can often not execute, let alone import from, a Python below somebody's home.  So the module is
-imported as root, and its ``main(arguments)`` called as the user, in the groups that a login gives: of Debian 12's polkit
-the rules see the user's groups, of Debian 13's those of the process.
+imported as root, and its ``main(arguments)`` called as the user, in the groups that a login gives: polkit's rules see
+the groups of the process on Debian 13, those of the user on Debian 12.
 """
 
 import importlib
