@@ -70,9 +70,9 @@ class Connection:
         self._owner = str(reply.sender)
         return reply
 
-    async def properties(self, path: str, interface: str) -> dict[str, Any]:
-        """All properties of an interface."""
-        reply = await self.call(path, (_PROPERTIES, "GetAll"), "s", [interface])
+    async def properties(self, path: str, interface: str, lost: Outcome = Outcome.UNCHANGED) -> dict[str, Any]:
+        """All properties of an interface; ``lost`` as of ``call``."""
+        reply = await self.call(path, (_PROPERTIES, "GetAll"), "s", [interface], lost=lost)
         return {name: variant.value for name, variant in reply.body[0].items()}
 
     def close(self) -> None:

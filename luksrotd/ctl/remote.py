@@ -185,7 +185,11 @@ class Remote:
             )
             job = str(reply.body[0])
             failure = await self._follow(job, new, progress)
-            result = calls.values((await self._bus.properties(job, names.JOB_INTERFACE))["Result"])
+            if isinstance(failure, Unreachable):
+                raise failure
+            result = calls.values(
+                (await self._bus.properties(job, names.JOB_INTERFACE, lost=Outcome.UNKNOWN))["Result"]
+            )
         except asyncio.CancelledError:
             raise Cancelled("cannot wait any longer: the daemon goes on", outcome=Outcome.UNKNOWN) from None
         finally:

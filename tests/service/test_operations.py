@@ -36,6 +36,18 @@ async def test_enrol_rotate_verify_data_and_reconcile():
     assert not world.opened_by(BACKUP)
 
 
+async def test_a_secret_is_tried_with_the_device_let_go_of():
+    """It may be unplugged meanwhile; and a tool that wants it for itself need not wait for a key derivation."""
+    world = World()
+    async with world.running():
+        await world.enrolled()
+        held = []
+        world.engine.on_call = lambda _: held.append([one.path for one in world.devices.opened if not one.closed])
+        assert await world.operations.verify(UUID, OWNER, "backup", world.secrets(**{UNLOCK: BACKUP}))
+        assert held
+        assert not any(held)
+
+
 async def test_a_job_outlives_the_registry():
     """When udev is lost, the daemon stops; a commit is finished, and reported as it is."""
     world = World()
