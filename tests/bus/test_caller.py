@@ -72,10 +72,11 @@ class SlowDaemon:
 
     def __init__(self):
         self.asked = 0
-        self.answering = asyncio.Event()
+        self.asking, self.answering = asyncio.Event(), asyncio.Event()
 
     async def ask(self, *_, **__):
         self.asked += 1
+        self.asking.set()
         await self.answering.wait()
         raise DBusError("org.freedesktop.DBus.Error.NameHasNoOwner", "no such name")
 
@@ -88,8 +89,7 @@ async def test_all_calls_of_a_client_that_left_before_it_was_identified_end():
     callers = Callers(daemon)
     current_message.set(a_call())
     calls = [asyncio.ensure_future(callers.current()) for _ in range(3)]
-    while not daemon.asked:
-        await asyncio.sleep(0)
+    await daemon.asking.wait()
     daemon.answering.set()
     await asyncio.wait(calls)
     assert [type(call.exception()) for call in calls] == [CallerVanished] * 3
