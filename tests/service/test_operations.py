@@ -355,6 +355,29 @@ async def test_cancelled_while_a_crash_is_being_finished_nothing_new_is_begun():
         assert not world.opened_by(NEXT)
 
 
+@pytest.mark.parametrize("late", ["inventory", "look"])
+async def test_a_daemon_that_stops_right_after_a_repair_still_tells_of_it(late):
+    world = World()
+    async with world.running():
+        await world.enrolled()
+        await crash(world)
+        loop, draining = asyncio.get_running_loop(), []
+
+        def stop(*_):
+            if not world.view.pending and not draining:
+                draining.append(None)
+                loop.call_soon_threadsafe(lambda: draining.append(asyncio.ensure_future(world.runner.drain())))
+
+        where = world.inventories if late == "inventory" else world.registry
+        name = "save" if late == "inventory" else "settle"
+        original = getattr(where, name)
+        setattr(where, name, lambda *given: (stop(), original(*given))[1])
+        done = await world.operations.reconcile(UUID, OWNER)
+        await draining[1]
+        assert [finding.code for finding in done.repaired] == ["wipe-pending"]
+        assert world.journal.text().count("volume reconciled") == 1
+
+
 async def test_a_full_queue_leaves_no_secret_open():
     world = World()
     async with world.running():
