@@ -19,7 +19,7 @@ LOCKED = --require-hashes --no-build-isolation
 
 MAN_PAGES = $(patsubst docs/man/%.scd,build/man/%,$(wildcard docs/man/*.scd))
 
-.PHONY: help deps venv venv-dev venv-fuzz demo test test-trixie fuzz soak check crash-table man lock clean
+.PHONY: help deps venv venv-dev venv-fuzz demo test test-trixie fuzz soak load check crash-table man lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo 'make test    run all tests'
 	@echo 'make test-trixie  run all tests on Debian 13, in a folder of its own; as root, with mmdebstrap'
 	@echo 'make soak    run long random sequences against the model of a volume'
+	@echo 'make load    put the daemon under load for an hour, and see that nothing is left of it'
 	@echo 'make fuzz    fuzz what reads a header, a token, a shadow, a line of a worker'
 	@echo 'make check   run the formatter, the linters and the type checker'
 	@echo 'make crash-table  examine all crash states, and write docs/crash-states.md'
@@ -86,6 +87,10 @@ test-trixie:
 # Long random sequences of verbs, strangers and accidents, against a model (tests/model).
 soak: deps venv-dev
 	.venv/bin/python -m pytest --no-cov --tb=native --hypothesis-profile=soak $(PYTEST_ARGS) tests/model/test_model.py
+
+# The load test with a hundred times as many calls.
+load: deps venv-dev
+	LUKSROTD_LOAD=100 .venv/bin/python -m pytest --no-cov --tb=native $(PYTEST_ARGS) tests/integration/test_load.py
 
 fuzz: deps venv-fuzz
 	.venv/bin/python -m tests.fuzz $(if $(FUZZ_RUNS),--runs $(FUZZ_RUNS),--seconds $(FUZZ_SECONDS)) $(FUZZ_TARGETS)

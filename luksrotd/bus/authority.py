@@ -27,6 +27,10 @@ PERSON_SECONDS: Final = 300.0
 """How long a person may take to authenticate."""
 POLKIT_SECONDS: Final = 25.0
 """How long polkit may take without one."""
+QUESTIONS_AT_ONCE: Final = 64
+DIALOGUES_AT_ONCE: Final = 48
+"""More wait: the bus lets a connection wait for 128 replies only (``max_replies_per_connection``) and refuses the rest;
+what cannot be asked is not authorized."""
 
 
 class Connection(Protocol):
@@ -48,9 +52,14 @@ class PolkitAuthority:
         self._bus = bus
         self._seconds = {True: person_seconds, False: polkit_seconds}
         self._questions = itertools.count(1)
+        self._places = {True: asyncio.Semaphore(DIALOGUES_AT_ONCE), False: asyncio.Semaphore(QUESTIONS_AT_ONCE)}
 
     async def check(self, caller: Caller, action: str, details: Mapping[str, str]) -> None:
         """See ``ports.Authority.check``."""
+        async with self._places[caller.interactive]:
+            await self._ask(caller, action, details)
+
+    async def _ask(self, caller: Caller, action: str, details: Mapping[str, str]) -> None:
         cancellation = f"luksrotd-{next(self._questions)}"
         subject = ["system-bus-name", {"name": Variant("s", caller.name)}]
         flags = ALLOW_USER_INTERACTION if caller.interactive else 0

@@ -18,6 +18,7 @@ from dbus_next.validators import assert_object_path_valid
 
 from luksrotd.bus.exposed import Exposed
 from luksrotd.bus.interface import PROPERTIES, Interface
+from luksrotd.errors import plain
 
 PEER: Final = "org.freedesktop.DBus.Peer"
 INTROSPECTABLE: Final = "org.freedesktop.DBus.Introspectable"
@@ -35,7 +36,8 @@ MACHINE_ID_FILES: Final = (Path("/var/lib/dbus/machine-id"), Path("/etc/machine-
 
 
 def _dbus_error(kind: ErrorType, text: str) -> DBusError:
-    return DBusError(kind, text)  # type: ignore[no-untyped-call] # of dbus-next
+    """The text may quote what the caller has sent, of any length."""
+    return DBusError(kind, plain(text))  # type: ignore[no-untyped-call] # of dbus-next
 
 
 class Objects:

@@ -43,6 +43,7 @@ def test_a_foreign_error_is_internal_and_keeps_its_text():
         assert (type(error), error.message, error.outcome) == (Internal, text, Outcome.UNCHANGED)
 
 
-def test_dbus_next_can_be_imported_where_python_dropped_what_it_imports():
-    program = "import typing; vars(typing).pop('no_type_check_decorator', None); import luksrotd.bus.connection"
+@pytest.mark.parametrize("module", ["luksrotd.bus.connection", "luksrotd.daemon", "luksrotd.ctl.remote"])
+def test_dbus_next_can_be_imported_where_python_dropped_what_it_imports(module):
+    program = f"import typing; vars(typing).pop('no_type_check_decorator', None); import {module}"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).resolve().parents[2])

@@ -145,6 +145,25 @@ async def test_calls_of_one_user_are_limited_over_all_connections(bed):
                 remote.close()
 
 
+async def test_no_question_is_lost_because_there_are_many(bed):
+    """The bus refuses a connection its 129th call that has no reply yet."""
+    async with serve(), BusClient() as first, BusClient() as second:
+        for client in (first, second):
+            await client.call(PATH, INTERFACE, "Echo", "s", ["known"])
+        os.kill(bed.polkitd_pid, signal.SIGSTOP)
+        try:
+            calls = [
+                asyncio.ensure_future(client.call(PATH, INTERFACE, "Rotate", "sa{sv}", ["x", {}]))
+                for client in (first, second)
+                for _ in range(100)
+            ]
+            await first.call(PATH, INTERFACE, "Echo", "s", ["behind its calls"])
+            await second.call(PATH, INTERFACE, "Echo", "s", ["behind its calls"])
+        finally:
+            os.kill(bed.polkitd_pid, signal.SIGCONT)
+        assert await asyncio.gather(*calls) == [["rotated x"]] * 200
+
+
 async def test_closing_answers_what_is_under_way(bed):
     async with BusClient() as client:
         async with serve() as service:

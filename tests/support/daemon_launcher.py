@@ -7,6 +7,7 @@ The product has no hooks for this; the devices that it works with are wrapped.  
 ``{"hold": N, "reached": FILE, "go": FILE}``  before the N-th, make FILE and wait until the other is there
 ``{"prefix": TEXT}``                          with either: see only loop devices of images that are named so
 ``{"config": DIRECTORY}``                     with either: luksrotd.conf, and luksrotd.conf.d in it
+``{"census": FILE}``                          with either: tell at SIGUSR1 what it holds (``tests.support.census``)
 """
 
 import json
@@ -22,6 +23,7 @@ from luksrotd import daemon
 from luksrotd.configfile import parse
 from luksrotd.host import configfiles
 from luksrotd.ports import DeviceEvent, DeviceRef, Devices, HeaderDevice, Watcher, WatchEvent
+from tests.support import census
 
 
 class Fault:
@@ -119,6 +121,8 @@ def main(argument: str) -> int:
     plan = json.loads(argument)
     fault = Fault(plan)
     config = plan.get("config", "/nonexistent")
+    if "census" in plan:
+        census.tell_at_signal(Path(plan["census"]))
     decorators = daemon.Decorators(
         devices=lambda devices: FaultyDevices(devices, fault),
         watcher=lambda watcher: OwnLoops(watcher, plan["prefix"]),
