@@ -30,6 +30,10 @@ from luksrotd.service.registry import Volume
 Map = Mapping[str, Any]
 PATH_MAX: Final = 4096
 """Characters of a path, as of the kernel; a long one would cost its square."""
+RESOLVED_AT_ONCE: Final = 2
+"""Paths whose symlinks are followed at a time; devices need the other threads."""
+RESOLVE_SECONDS: Final = 5.0
+"""How long that may take, the wait for a place included."""
 
 
 class Manager(Interface):
@@ -42,6 +46,7 @@ class Manager(Interface):
         self._sets = served.sets
         self._registry = served.registry
         self._chronicle = served.chronicle
+        self._resolver = _Resolver()
 
     async def details(self, method: str, arguments: Sequence[Any]) -> Mapping[str, str]:
         """Of a set its volumes, and the name of the key."""
@@ -63,7 +68,14 @@ class Manager(Interface):
     @exposed("sa{sv}", "o", action=names.ACTION_LIST, outputs=["object"])
     async def get_device(self, caller: Caller, device: str, options: Map) -> str:
         """One volume, by its UUID or a path that leads to its device."""
-        return device_path(self._registry.find(await _resolved(device)).uuid)
+        if len(device) > PATH_MAX:
+            raise UnknownDevice("cannot find the device: no path is so long")
+        try:
+            return device_path(self._registry.find(device).uuid)
+        except UnknownDevice:
+            if not device.startswith("/"):
+                raise
+        return device_path(self._registry.find(await self._resolver.resolve(device)).uuid)
 
     @exposed("a{sv}", "aa{sv}", action=names.ACTION_HISTORY, options=history.OPTIONS, outputs=["entries"])
     async def get_history(self, caller: Caller, options: Mapping[str, Any]) -> list[dict[str, Variant]]:
@@ -158,13 +170,28 @@ class Manager(Interface):
         return luksrotd.__version__
 
 
-async def _resolved(device: str) -> str:
-    """A path without symlinks; raises ``UnknownDevice`` for one that is too long."""
-    if len(device) > PATH_MAX:
-        raise UnknownDevice("cannot find the device: no path is so long")
-    if not device.startswith("/") or "\0" in device:
-        return device
-    return await asyncio.to_thread(os.path.realpath, device)  # may hang, on a dead network file system
+class _Resolver:
+    """Follows symlinks, few at a time: a path of a caller's may lie on a file system that is dead or hostile."""
+
+    def __init__(self) -> None:
+        self._places = asyncio.Semaphore(RESOLVED_AT_ONCE)
+
+    async def resolve(self, path: str) -> str:
+        """The path without symlinks; raises ``UnknownDevice`` for one that has none, or takes too long."""
+        try:
+            async with asyncio.timeout(RESOLVE_SECONDS):
+                await self._places.acquire()
+                # Its place is free when the thread has ended, which may be long after anybody waits for it.
+                resolving = asyncio.ensure_future(asyncio.to_thread(os.path.realpath, path))
+                resolving.add_done_callback(self._done)
+                return await asyncio.shield(resolving)
+        except (OSError, ValueError, RecursionError) as error:  # TimeoutError is an OSError
+            raise UnknownDevice("cannot find the device: its path leads nowhere") from error
+
+    def _done(self, resolving: "asyncio.Future[str]") -> None:
+        self._places.release()
+        if not resolving.cancelled():
+            resolving.exception()  # nobody has to look
 
 
 def _about(volumes: Sequence[Volume], key: str) -> Mapping[str, str]:
