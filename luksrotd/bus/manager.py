@@ -26,14 +26,13 @@ from luksrotd.ports import Caller
 from luksrotd.rotation.edits import NEW, UNLOCK
 from luksrotd.service.jobs import Kind
 from luksrotd.service.registry import Volume
+from luksrotd.service.threads import in_thread
 
 Map = Mapping[str, Any]
 PATH_MAX: Final = 4096
 """Characters of a path, as of the kernel; a long one would cost its square."""
-RESOLVED_AT_ONCE: Final = 2
-"""Paths whose symlinks are followed at a time; devices need the other threads."""
 RESOLVE_SECONDS: Final = 5.0
-"""How long that may take, the wait for a place included."""
+"""How long symlinks may take to be followed, the wait for a thread included."""
 
 
 class Manager(Interface):
@@ -46,7 +45,6 @@ class Manager(Interface):
         self._sets = served.sets
         self._registry = served.registry
         self._chronicle = served.chronicle
-        self._resolver = _Resolver()
 
     async def details(self, method: str, arguments: Sequence[Any]) -> Mapping[str, str]:
         """Of a set its volumes, and the name of the key."""
@@ -75,7 +73,7 @@ class Manager(Interface):
         except UnknownDevice:
             if not device.startswith("/"):
                 raise
-        return device_path(self._registry.find(await self._resolver.resolve(device)).uuid)
+        return device_path(self._registry.find(await _resolved(device)).uuid)
 
     @exposed("a{sv}", "aa{sv}", action=names.ACTION_HISTORY, options=history.OPTIONS, outputs=["entries"])
     async def get_history(self, caller: Caller, options: Mapping[str, Any]) -> list[dict[str, Variant]]:
@@ -170,28 +168,20 @@ class Manager(Interface):
         return luksrotd.__version__
 
 
-class _Resolver:
-    """Follows symlinks, few at a time: a path of a caller's may lie on a file system that is dead or hostile."""
+async def _resolved(path: str) -> str:
+    """A path without symlinks; raises ``UnknownDevice`` for one that leads nowhere, or takes too long.
 
-    def __init__(self) -> None:
-        self._places = asyncio.Semaphore(RESOLVED_AT_ONCE)
-
-    async def resolve(self, path: str) -> str:
-        """The path without symlinks; raises ``UnknownDevice`` for one that has none, or takes too long."""
-        try:
-            async with asyncio.timeout(RESOLVE_SECONDS):
-                await self._places.acquire()
-                # Its place is free when the thread has ended, which may be long after anybody waits for it.
-                resolving = asyncio.ensure_future(asyncio.to_thread(os.path.realpath, path))
-                resolving.add_done_callback(self._done)
-                return await asyncio.shield(resolving)
-        except (OSError, ValueError, RecursionError) as error:  # TimeoutError is an OSError
-            raise UnknownDevice("cannot find the device: its path leads nowhere") from error
-
-    def _done(self, resolving: "asyncio.Future[str]") -> None:
-        self._places.release()
-        if not resolving.cancelled():
-            resolving.exception()  # nobody has to look
+    It is a caller's, so it may lie on a file system that is dead or hostile.
+    """
+    resolving = asyncio.ensure_future(in_thread(lambda: os.path.realpath(path), about="paths of callers"))
+    done, _ = await asyncio.wait({resolving}, timeout=RESOLVE_SECONDS)
+    if not done:
+        resolving.cancel()
+        raise UnknownDevice("cannot find the device: its path takes too long to follow")
+    try:
+        return resolving.result()
+    except (OSError, ValueError, RecursionError) as error:
+        raise UnknownDevice("cannot find the device: its path leads nowhere") from error
 
 
 def _about(volumes: Sequence[Volume], key: str) -> Mapping[str, str]:

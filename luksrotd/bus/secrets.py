@@ -100,7 +100,7 @@ class Keyring:
         if one.member == "fd":
             return _taken(one.value, resources)
         opener = self._openers[one.member]
-        fd = await in_thread(lambda: opener(one.value), undo=os.close)
+        fd = await in_thread(lambda: opener(one.value), about="secrets in files", undo=os.close)
         resources.callback(os.close, fd)
         return SecretFd(fd)
 

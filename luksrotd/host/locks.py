@@ -19,6 +19,7 @@ from typing import Final
 from luksrotd import names
 from luksrotd.errors import Busy, LockError, LockTimeout
 from luksrotd.host.blockdev import identity_of
+from luksrotd.host.precedence import WritersFirst
 from luksrotd.ports import DeviceIdentity, HeaderDevice
 
 LOCK_WAIT: Final = 30.0
@@ -53,6 +54,7 @@ class HostLocks:
         self._cryptsetup = cryptsetup
         self._job_wait = job_wait
         self._lock_wait = lock_wait
+        self._precedence = WritersFirst()
 
     @asynccontextmanager
     async def job(self, device: HeaderDevice) -> AsyncIterator[None]:
@@ -68,14 +70,20 @@ class HostLocks:
         """Hold libcryptsetup's lock; ``LockTimeout`` when it is not to be had within ``lock_wait``."""
         operation = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
         identity = device.identity
-        if identity.block:
-            lock = _named_lock(self._cryptsetup, f"L_{identity.major}:{identity.minor}", operation, self._lock_wait)
-        else:
-            lock = _image_lock(device, operation, self._lock_wait)
-        async with lock as held:
-            if not held:
-                raise LockTimeout(f"cannot lock {device.path}: its LUKS2 metadata lock is held by another process")
-            yield
+        with ExitStack() as waiting:
+            if exclusive:
+                waiting.enter_context(self._precedence.writer(identity))
+            elif not await self._precedence.reader(identity, self._lock_wait):
+                raise LockTimeout(f"cannot lock {device.path}: a change of it waits for its LUKS2 metadata lock")
+            if identity.block:
+                lock = _named_lock(self._cryptsetup, f"L_{identity.major}:{identity.minor}", operation, self._lock_wait)
+            else:
+                lock = _image_lock(device, operation, self._lock_wait)
+            async with lock as held:
+                waiting.close()
+                if not held:
+                    raise LockTimeout(f"cannot lock {device.path}: its LUKS2 metadata lock is held by another process")
+                yield
 
     @asynccontextmanager
     async def whole_disk(self, device: HeaderDevice) -> AsyncIterator[None]:

@@ -46,12 +46,12 @@ class Access:
     async def snapshot(self, ref: DeviceRef, device: HeaderDevice, areas: Areas) -> Snapshot:
         """The volume as it is now, with some of its areas."""
         async with self._host.locks.metadata(device, exclusive=False):
-            return await in_thread(lambda: read_snapshot(ref, device, areas))
+            return await in_thread(lambda: read_snapshot(ref, device, areas), about=device.path)
 
     async def read_lost(self, ref: DeviceRef, device: HeaderDevice, length: int, headers: int) -> bytes:
         """The bytes where the header copies were of a device that has lost both (``snapshot.read_lost``)."""
         async with self._host.locks.metadata(device, exclusive=False):
-            return await in_thread(lambda: read_lost(ref, device, length, headers))
+            return await in_thread(lambda: read_lost(ref, device, length, headers), about=device.path)
 
     async def commit(self, target: Target, plan: CommitPlan) -> None:
         """Carry out ``plan``; raises what ``commit.run`` raises, and the errors of the locks."""
@@ -69,7 +69,7 @@ class Access:
             why = f"changing the LUKS2 header of {target.ref.metadata_path}"
             await stack.enter_async_context(self._host.inhibitor.held(why))
             async with self._accounted(target, plan):
-                await in_thread(lambda: commit.run(plan, writable, entered))
+                await in_thread(lambda: commit.run(plan, writable, entered), about=device.path)
 
     @asynccontextmanager
     async def _accounted(self, target: Target, plan: CommitPlan) -> AsyncIterator[None]:
@@ -102,4 +102,6 @@ def _entered(plan: CommitPlan, target: Target) -> Callable[[Phase], None]:
 
 
 async def _open(host: Host, ref: DeviceRef, *, writable: bool) -> HeaderDevice:
-    return await in_thread(lambda: host.devices.open(ref, writable=writable), undo=lambda device: device.close())
+    return await in_thread(
+        lambda: host.devices.open(ref, writable=writable), about=ref.metadata_path, undo=lambda device: device.close()
+    )

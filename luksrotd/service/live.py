@@ -154,7 +154,7 @@ class Stepper:
             return device.read_medium(area.offset, area.size) == device.read(area.offset, area.size)
 
         async with self._host.locks.metadata(device, exclusive=False):
-            return await in_thread(same)
+            return await in_thread(same, about=device.path)
 
     async def _withdraw(self, volume: _Volume, session: EngineSession, current: Snapshot, added: AddKeyslot) -> None:
         """Before the old pair is touched: the new one is no good.  Raises ``ConsistencyError``."""
@@ -281,12 +281,14 @@ class Stepper:
             return snapshot
 
         async with self._host.locks.metadata(device, exclusive=False):
-            return await in_thread(read)
+            return await in_thread(read, about=device.path)
 
     @asynccontextmanager
     async def _opened(self, ref: DeviceRef) -> AsyncIterator[HeaderDevice]:
         devices = self._host.devices
-        device = await in_thread(lambda: devices.open(ref, writable=True), undo=lambda device: device.close())
+        device = await in_thread(
+            lambda: devices.open(ref, writable=True), about=ref.metadata_path, undo=lambda device: device.close()
+        )
         try:
             yield device
         finally:

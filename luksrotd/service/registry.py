@@ -20,6 +20,7 @@ from luksrotd.service.jobs import Job
 from luksrotd.service.presence import Presence
 from luksrotd.service.runner import Runner
 from luksrotd.service.shown import Problem, Volume
+from luksrotd.service.turns import Turns
 from luksrotd.service.volume import Volumes
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 PARALLEL: Final = 4
 """Volumes that are examined at once."""
+TURN_SECONDS: Final = 2.0
+"""After which the next one is examined, too: disks that have died must not keep the others away."""
 RETRY_SECONDS: Final = 30.0
 """After which a volume is examined again that another tool had locked."""
 PAUSE_SECONDS: Final = 0.25
@@ -59,14 +62,14 @@ class Registry:
         self,
         volumes: Volumes,
         *watchers: Watcher,
-        parallel: int = PARALLEL,
+        turns: Turns | None = None,
         retry_seconds: float = RETRY_SECONDS,
         pause_seconds: float = PAUSE_SECONDS,
     ) -> None:
         self._use = volumes
         self._watchers = watchers
         self._retry_seconds = retry_seconds
-        self._turns = asyncio.Semaphore(parallel)
+        self._turns = turns or Turns(PARALLEL, TURN_SECONDS)
         self._observers: list[Observer] = []
         self._runner: Runner | None = None
         self._presence = Presence(self._busy)
@@ -217,7 +220,7 @@ class Registry:
 
     async def _refresh(self, uuid: str, fresh: bool) -> None:
         volume, coming = self._volumes[uuid], self._comings[uuid]
-        async with self._turns:
+        async with self._turns.one():
             mark = self._use.ledger.mark()
             examined = await self._examine(volume, fresh=fresh)
         now = self._volumes.get(uuid)

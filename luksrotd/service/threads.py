@@ -1,24 +1,70 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Blocking calls in threads, which are never left alone with a descriptor."""
+"""Blocking calls in threads, which are never left alone with a descriptor.
+
+A call on a disk that has died does not come back, and a thread cannot be ended.  So there are many more threads than
+asyncio has, and of the calls about one thing, which may all hang when one does, only few have one at a time: a dead
+disk that callers ask about again and again holds up nobody else.
+"""
 
 import asyncio
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from contextvars import copy_context
+from typing import Final, TypeVar
 
 T = TypeVar("T")
+
+THREADS: Final = 512
+"""Made when they are needed; one that waits costs some KiB."""
+THREADS_ABOUT_ONE: Final = 3
+"""Of the calls about one thing; the others wait, in order."""
+
+_threads = ThreadPoolExecutor(THREADS, "luksrotd")
+_places: dict[tuple[asyncio.AbstractEventLoop, str], "_Places"] = {}
+
+
+class _Places:
+    def __init__(self) -> None:
+        self.free = asyncio.Semaphore(THREADS_ABOUT_ONE)
+        self.users = 0
 
 
 def _keep(_: object) -> None:
     """Nothing to undo."""
 
 
-async def in_thread(call: Callable[[], T], *, undo: Callable[[T], None] = _keep) -> T:
+async def in_thread(call: Callable[[], T], *, about: str = "", undo: Callable[[T], None] = _keep) -> T:
     """What ``call`` returns or raises, run in a thread.
 
+    ``about``: the path of the device that it may hang with, or another name of what it is about; '' if it cannot hang.
+
     When cancelled, wait for the thread all the same, ``undo`` what it returned, and only then go: it would otherwise
-    use a descriptor that is being closed, or open one for nobody.
+    use a descriptor that is being closed, or open one for nobody.  A call that has no thread yet is not made at all.
     """
-    running = asyncio.ensure_future(asyncio.to_thread(call))
+    async with _place(about):
+        return await _run(call, undo)
+
+
+@asynccontextmanager
+async def _place(about: str) -> AsyncIterator[None]:
+    if not about:
+        yield
+        return
+    key = (asyncio.get_running_loop(), about)
+    places = _places.setdefault(key, _Places())
+    places.users += 1
+    try:
+        async with places.free:
+            yield
+    finally:
+        places.users -= 1
+        if not places.users:
+            del _places[key]
+
+
+async def _run(call: Callable[[], T], undo: Callable[[T], None]) -> T:
+    running = asyncio.get_running_loop().run_in_executor(_threads, copy_context().run, call)
     cancelled: asyncio.CancelledError | None = None
     while not running.done():
         try:

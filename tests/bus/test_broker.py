@@ -7,13 +7,15 @@ import sys
 
 from tests.support.testbed import BUS_VARIABLE, PROJECT
 
-#: What depends on the bus: calls and signals, limits, descriptors, jobs, transactions, other libraries.
+#: What depends on the bus: calls and signals, limits, descriptors, jobs, transactions, other libraries, its restart.
 TESTS = (
     "tests/bus/test_caller.py",
     "tests/bus/test_hardening.py",
+    "tests/bus/test_link.py",
     "tests/integration/test_api.py",
     "tests/integration/test_clients.py",
     "tests/integration/test_jobs.py",
+    "tests/integration/test_life.py",
     "tests/integration/test_transactions.py",
 )
 

@@ -7,8 +7,9 @@ import threading
 import pytest
 
 from luksrotd.bus import manager
-from luksrotd.bus.manager import RESOLVED_AT_ONCE, _Resolver
+from luksrotd.bus.manager import _resolved
 from luksrotd.errors import UnknownDevice
+from luksrotd.service.threads import THREADS_ABOUT_ONE
 
 pytestmark = pytest.mark.asyncio
 HANG = 60
@@ -23,15 +24,14 @@ async def test_paths_on_dead_file_systems_take_few_threads(monkeypatch):
         return "/dev/x"
 
     monkeypatch.setattr(manager.os.path, "realpath", realpath)
-    resolver = _Resolver()
     with monkeypatch.context() as patched:
         patched.setattr(manager, "RESOLVE_SECONDS", 0.05)
-        paths = [str(number) for number in range(RESOLVED_AT_ONCE + 2)]
-        results = await asyncio.gather(*map(resolver.resolve, paths), return_exceptions=True)
+        paths = [str(number) for number in range(THREADS_ABOUT_ONE + 2)]
+        results = await asyncio.gather(*map(_resolved, paths), return_exceptions=True)
     assert [type(result) for result in results] == [UnknownDevice] * len(paths)
-    assert begun == paths[:RESOLVED_AT_ONCE]
+    assert begun == paths[:THREADS_ABOUT_ONE]
     alive.set()
-    assert await resolver.resolve("another") == "/dev/x"
+    assert await _resolved("another") == "/dev/x"
 
 
 async def test_a_path_without_an_end_leads_nowhere(tmp_path):
@@ -39,4 +39,4 @@ async def test_a_path_without_an_end_leads_nowhere(tmp_path):
         (tmp_path / str(number)).symlink_to(str(number + 1))
     for path in (str(tmp_path / "0"), "/dev/\0"):
         with pytest.raises(UnknownDevice):
-            await _Resolver().resolve(path)
+            await _resolved(path)

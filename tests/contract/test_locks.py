@@ -189,6 +189,43 @@ async def test_shared_metadata_locks_go_together_and_exclude_an_exclusive_one(be
             raise AssertionError("entered")
 
 
+async def entering(locks, device, order, *, exclusive):
+    """Asks for the lock, and gets as far as it can now."""
+
+    async def enter():
+        async with locks.metadata(device, exclusive=exclusive):
+            order.append("exclusive" if exclusive else "shared")
+
+    task = asyncio.create_task(enter())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    return task
+
+
+async def test_who_only_reads_does_not_keep_out_who_waits_to_write(bench):
+    """Shared locks that overlap, as of callers who ask again and again, would do so for ever."""
+    locks, order = bench.locks(patient=True), []
+    async with locks.metadata(bench.device, exclusive=False):
+        writer = await entering(locks, bench.device, order, exclusive=True)
+        reader = await entering(locks, bench.device, order, exclusive=False)
+        assert order == []
+    await asyncio.gather(writer, reader)
+    assert order == ["exclusive", "shared"]
+
+
+async def test_a_writer_that_gives_up_keeps_nobody_waiting(bench):
+    locks, order = bench.locks(patient=True), []
+    async with locks.metadata(bench.device, exclusive=False):
+        writers = [await entering(locks, bench.device, order, exclusive=True) for _ in range(2)]
+        reader = await entering(locks, bench.device, order, exclusive=False)
+        writers[0].cancel()
+        await asyncio.wait([writers[0]])
+        assert order == []
+        writers[1].cancel()
+        await reader
+    assert order == ["shared"]
+
+
 async def test_a_cancelled_wait_leaves_nothing_behind(bench):
     for level in levels(bench):
         with bench.elsewhere(level) as release:
@@ -234,6 +271,19 @@ async def test_it_is_the_flock_that_others_see(real):
         async with take(real.locks(patient=True), level, real.device):
             assert not flock_gets(real.path(level))
         assert flock_gets(real.path(level))
+
+
+async def test_nor_does_a_reader_wait_longer_for_a_writer_than_for_the_lock(real):
+    locks = real.locks(patient=True)
+    async with locks.metadata(real.device, exclusive=False):
+        writer = await entering(locks, real.device, [], exclusive=True)
+        locks._lock_wait = 0.0
+        with pytest.raises(LockTimeout, match="a change of it waits"):
+            await locks.metadata(real.device, exclusive=False).__aenter__()
+        writer.cancel()
+        await asyncio.wait([writer])
+    assert not locks._precedence._passed
+    assert not locks._precedence._writers
 
 
 async def test_lock_files_are_private_and_do_not_pile_up(real):

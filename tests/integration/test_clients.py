@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from tests.support.daemon_process import BACKUP, ENVIRONMENT, NEW, OLD, WAIT_SECONDS
+from tests.support.daemon_process import BACKUP, ENVIRONMENT, NEW, OLD, WAIT_SECONDS, ended
 from tests.support.testbed import PROJECT
 
 pytestmark = pytest.mark.asyncio
@@ -133,3 +133,20 @@ async def test_busctl(bed, daemon, volume, keys):
     finally:
         watching.close()
     assert rotated(volume)
+
+
+async def test_busctl_passes_descriptors_since_systemd_257(daemon, client, volume, keys):
+    """What docs/dbus.md says of it: ``h`` and a number that it has inherited; before, it says that it cannot."""
+    (version,) = re.findall(r"^systemd (\d+)", await run("busctl", "--version"))
+    command = (
+        'exec busctl call org.luksrotd1 "$1" org.luksrotd1.Device Enroll "sa{sv}a{sv}a{sv}" "" 1 fd h 3 1 fd h 4 2 '
+    )
+    command += 'pbkdf s pbkdf2 pbkdf-force-iterations u 1000 3<"$2/old" 4<"$2/new"'
+    argv = ("sh", "-c", command, "sh", volume.path, keys)
+    if int(version) < 257:
+        with pytest.raises(AssertionError, match="file descriptor not supported"):
+            await run(*argv)
+    else:
+        job = re.search(r'"(/org/luksrotd1/job/\d+)"', await run(*argv))[1]
+        assert (await ended(client, job))["Outcome"] == "committed"
+    assert volume.opens(NEW) == (int(version) >= 257)

@@ -138,3 +138,13 @@ async def test_the_record(enrolled, keys):
     assert "WrongCredential" in text
     assert enrolled.uuid in text
     assert (await told("history", "--limit", "1"))["records"][0]["uuid"]
+
+
+async def test_a_daemon_that_dies_in_the_middle(bed, client, volume, keys):
+    """Nobody can tell then what the volume holds: that is the exit status, whatever the verb."""
+    new = ("--key-file", keys / "old", "--new-keyfile", keys / "backup", *FAST)
+    async with daemon_process.running(bed, client, kill=2, when="before"):
+        await appeared(client, volume.path)
+        error = await told("enroll", volume.node, *new, status=4)
+    assert (error["error"], error["outcome"]) == ("Unreachable", "unknown-reconcile-needed")
+    assert volume.opens(OLD)

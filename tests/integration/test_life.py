@@ -2,8 +2,6 @@
 """What the daemon outlives: the bus, polkit, a bad configuration, a slow disk at its own end."""
 
 import asyncio
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -21,7 +19,6 @@ from tests.support.daemon_process import (
     ENVIRONMENT,
     NEW,
     OLD,
-    PREFIX,
     appeared,
     disk,
     ended,
@@ -458,46 +455,3 @@ async def test_a_logind_that_hangs_holds_up_no_commit(bed, volume):
         assert (await ended(client, await start(client, volume.path)))["State"] == "finished"
         assert daemon.log.count("logind does not answer") == 1
     assert logind.end() == ["asked"]
-
-
-# -- bus activation ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def activatable(bed, tmp_path):
-    """The bus starts the daemon when it is called, as systemd would; ended by its process id."""
-    plan = json.dumps({"prefix": PREFIX})
-    script = bed.dir / "activated"
-    script.write_text(
-        f"#!/bin/sh\ncd {PROJECT}\nexport PYTHONPATH={PROJECT} STATE_DIRECTORY={tmp_path}\n"
-        f"exec {sys.executable} -m tests.support.daemon_launcher '{plan}' 2>{tmp_path}/log\n"
-    )
-    script.chmod(0o755)
-    shipped = (PROJECT / "dbus" / f"{names.BUS_NAME}.service").read_text()
-    service = bed.activation / f"{names.BUS_NAME}.service"
-    # No systemd here: dbus-daemon itself starts what systemd would.
-    service.write_text(shipped.replace("Exec=/bin/false", f"Exec={script}").replace("SystemdService=", "#"))
-    yield tmp_path / "log"
-    service.unlink()
-
-
-async def test_the_first_call_starts_the_daemon_and_gets_its_answer(bed, volume, activatable):
-    async with BusClient() as client, asyncio.timeout(60):
-        await ask_bus(client, "ReloadConfig")
-        assert await ask_bus(client, "NameHasOwner", "s", names.BUS_NAME) == [False]
-        called = (names.ROOT_PATH, names.MANAGER_INTERFACE, "GetDevices", "a{sv}", [{}])
-        # The volumes are there when it answers, though it has been started by this call.
-        assert await client.call(*called) == [[volume.path]]
-        (pid,) = await ask_bus(client, "GetConnectionUnixProcessID", "s", names.BUS_NAME)
-        assert b"tests.support.daemon_launcher" in _argv(pid)
-        os.kill(pid, signal.SIGTERM)
-        await until(lambda: not Path(f"/proc/{pid}").exists())
-        assert "Traceback" not in activatable.read_text()
-
-
-async def ask_bus(client, member, signature="", *body):
-    destination, client.destination = client.destination, "org.freedesktop.DBus"
-    try:
-        return await client.call("/org/freedesktop/DBus", "org.freedesktop.DBus", member, signature, body)
-    finally:
-        client.destination = destination

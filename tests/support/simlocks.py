@@ -52,6 +52,7 @@ class SimLocks:
         self.wait = wait
         self.log: list[LockEvent] = []
         self._holds: list[_Hold] = []
+        self._waiting: list[_Hold] = []
         self._released: list[asyncio.Future[None]] = []
 
     @asynccontextmanager
@@ -113,13 +114,19 @@ class SimLocks:
         for other in self._holds:
             if other.task is hold.task and other.identity == hold.identity and other.level >= level:
                 raise AssertionError(f"{level.name} of {device.path} asked for while {other.level.name} is held")
-        while self._conflicts(hold):
-            if not self.wait:
-                return None
-            released = asyncio.get_running_loop().create_future()
-            self._released.append(released)
-            await released
-        self._holds.append(hold)
+        self._waiting.append(hold)
+        try:
+            while self._conflicts(hold) or self._stands_back(hold):
+                if not self.wait:
+                    return None
+                released = asyncio.get_running_loop().create_future()
+                self._released.append(released)
+                await released
+            self._holds.append(hold)
+        finally:
+            self._waiting.remove(hold)
+            if hold.exclusive:
+                self._wake()  # those that stood back
         self.log.append(LockEvent(level, hold.identity, True, exclusive))
         return hold
 
@@ -129,12 +136,21 @@ class SimLocks:
             for other in self._holds
         )
 
+    def _stands_back(self, hold: _Hold) -> bool:
+        """Shared, and an exclusive one waits."""
+        return not hold.exclusive and any(
+            other.exclusive and other.level == hold.level and other.identity == hold.identity for other in self._waiting
+        )
+
     def _release(self, hold: _Hold) -> None:
         self.log.append(LockEvent(hold.level, hold.identity, False, hold.exclusive))
         self._drop(hold)
 
     def _drop(self, hold: _Hold) -> None:
         self._holds.remove(hold)
+        self._wake()
+
+    def _wake(self) -> None:
         waiting, self._released = self._released, []
         for released in waiting:
             if not released.done():
