@@ -211,7 +211,6 @@ class Daemon:
             await asyncio.sleep(EXTEND_SECONDS / 2)
 
     async def _follow(self) -> None:
-        await self._images.ready()
         try:
             await self._images.ready()
             await self._registry.run()
