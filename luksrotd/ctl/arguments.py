@@ -150,6 +150,12 @@ def check_new_secret(options: argparse.Namespace) -> None:
         raise InvalidRequest("cannot read two keys from standard input: give a file for one of them")
 
 
+def add_if_generation(parser: argparse.ArgumentParser) -> None:
+    """Only on the header that the user has seen."""
+    help_text = "only if the sequence number of the header, as show tells it, is still N"
+    parser.add_argument("--if-generation", type=int, metavar="N", help=help_text)
+
+
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """Who writes the header; ``check_engine`` goes with it."""
     help_engine = f"who writes the header: luksrotd in one commit, or libcryptsetup in steps (default: {names.ATOMIC})"

@@ -60,7 +60,7 @@ def change(request: model.KeyRequest, group: str = "") -> Call:
     call.add("s", request.name)
     if verb == "set-data":
         call.add("s", json.dumps(request.data or {}))
-        options = {}
+        options.pop("data", None)
     if verb in ("enroll", "rotate", "stage", "remove", "adopt", "recreate"):
         call.add_secret(request.credential)
     if verb in ("enroll", "rotate", "stage", "recreate"):
@@ -127,6 +127,19 @@ def keys(found: Mapping[str, Any], data: Mapping[str, Mapping[str, Any] | None])
 def findings(found: Sequence[Sequence[str]]) -> Sequence[model.Finding]:
     """What reconcile has found."""
     return [model.Finding(code, action, message) for code, action, message in found]
+
+
+def scrub(if_generation: int | None) -> Call:
+    """The call on a device."""
+    call = Call("Scrub")
+    call.add("a{sv}", _options(model.KeyRequest("scrub", "", if_generation=if_generation)))
+    return call
+
+
+def difference(one: Sequence[Any]) -> model.Difference:
+    """What becomes of one object of a volume."""
+    what, name, how, before, after = one
+    return model.Difference(what, name, how, values(before), values(after))
 
 
 def key_change(result: Mapping[str, Any]) -> model.KeyChange:
@@ -201,6 +214,8 @@ def _described(request: model.KeyRequest) -> dict[str, Variant]:
         options["volume-key"] = Variant("b", True)
     if request.expires is not None:
         options["expires"] = Variant("t", request.expires)
+    if request.if_generation is not None:
+        options["if-generation"] = Variant("t", request.if_generation)
     if request.generation is not None:
         options["key-generation"] = Variant("u", request.generation)
     return options | (_cost(request.pbkdf) if request.pbkdf is not None else {})

@@ -10,6 +10,7 @@ from luksrotd.ctl.arguments import (
     add_credential,
     add_device,
     add_engine,
+    add_if_generation,
     add_name,
     add_new_secret,
     check_engine,
@@ -66,6 +67,7 @@ def add(verbs: Verbs) -> None:
     for verb in (remove, set_data, adopt, release, recreate):
         add_device(verb)
         add_name(verb)
+        add_if_generation(verb)
     add_credential(remove, "another key of the volume, one that stays")
     for verb in (remove, set_data):
         add_engine(verb)

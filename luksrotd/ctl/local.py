@@ -70,35 +70,35 @@ class Local:
         self, device: model.Device, request: model.KeyRequest, progress: model.Progress
     ) -> model.KeyChange:
         """See ``model.Backend``."""
-        ref = ref_of(device)
+        ref, volumes = ref_of(device), self.volumes.at(request.if_generation)
         async with self._prepared(request) as (sources, pbkdf, deliver):
             watched = self.watched(progress)
             anew: dict[str, Any] = {"pbkdf": pbkdf, "progress": watched, "deliver": deliver}
             name: dict[str, Any] = {"name": request.name}
             match request.verb:
                 case "enroll":
-                    done = await self.volumes.enroll(ref, sources, data=request.data or {}, **anew, **name)
+                    done = await volumes.enroll(ref, sources, data=request.data or {}, **anew, **name)
                 case "rotate":
-                    done = await self.volumes.rotate(ref, sources, data=request.data, **anew, **name)
+                    done = await volumes.rotate(ref, sources, data=request.data, **anew, **name)
                 case "recreate":
-                    done = await self.volumes.recreate(ref, sources, data=request.data, **anew, **name)
+                    done = await volumes.recreate(ref, sources, data=request.data, **anew, **name)
                 case "stage":
                     hold = direct.Hold(_expiry(request))
-                    done = await self.volumes.stage(ref, sources, data=request.data, hold=hold, **anew, **name)
+                    done = await volumes.stage(ref, sources, data=request.data, hold=hold, **anew, **name)
                 case "finish" | "abort":
-                    use = self.volumes.abort if request.verb == "abort" else self.volumes.finish
+                    use = volumes.abort if request.verb == "abort" else volumes.finish
                     group = await self._set_of(ref, request.name) if request.alone else None
                     done = await use(ref, generation=request.generation, group=group, progress=watched, **name)
                 case "remove":
-                    done = await self.volumes.remove(ref, sources, progress=watched, **name)
+                    done = await volumes.remove(ref, sources, progress=watched, **name)
                 case "set-data":
-                    done = await self.volumes.set_data(ref, request.data or {}, **name)
+                    done = await volumes.set_data(ref, request.data or {}, progress=watched, **name)
                 case "adopt":
                     assert request.keyslot is not None  # noqa: S101 -- for mypy: the command line has it
                     adopted: dict[str, Any] = {"data": request.data or {}, "progress": watched}
-                    done = await self.volumes.adopt(ref, request.keyslot, sources, **adopted, **name)
+                    done = await volumes.adopt(ref, request.keyslot, sources, **adopted, **name)
                 case "release":
-                    done = await self.volumes.release(ref, **name)
+                    done = await volumes.release(ref, progress=watched, **name)
                 case _:
                     raise InvalidRequest(f"cannot {request.verb} a key")
         return _changed_key(done)
@@ -137,10 +137,11 @@ class Local:
             found.name, set_id, size, str(found.state), sorted(map(str, found.steps)), found.why, members
         )
 
-    async def scrub(self, device: model.Device, progress: model.Progress) -> int:
+    async def scrub(self, device: model.Device, progress: model.Progress, if_generation: int | None = None) -> int:
         """See ``model.Backend``."""
         with permissions():
-            return (await self.volumes.scrub(ref_of(device), progress=self.watched(progress))).bytes
+            volumes = self.volumes.at(if_generation)
+            return (await volumes.scrub(ref_of(device), progress=self.watched(progress))).bytes
 
     async def verify(self, device: model.Device, name: str, credential: int) -> bool:
         """See ``model.Backend``."""

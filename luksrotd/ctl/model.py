@@ -112,6 +112,7 @@ class KeyRequest:
     luksrotd.  ``expires``: seconds until a staged key counts as forgotten, 0 for never, None as configured.
     ``generation``: only if that one is staged.  ``alone``: without the others of its set.  ``set``: the id of the set,
     None for the one that is under way.  ``keep``: what is staged on some stays if it fails on others.
+    ``if_generation``: only if the header is at that sequence number.
     """
 
     verb: str
@@ -127,6 +128,7 @@ class KeyRequest:
     alone: bool = False
     set: str | None = None
     keep: bool = False
+    if_generation: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +224,8 @@ class Backend(Protocol):
     async def set_status(self, devices: Sequence[Device], name: str, group: str | None) -> SetStatus:
         """Where a rotation in two steps stands; ``group``: the id of the set."""
 
-    async def scrub(self, device: Device, progress: Progress) -> int:
-        """Overwrite all keyslot space that is not in use; bytes."""
+    async def scrub(self, device: Device, progress: Progress, if_generation: int | None = None) -> int:
+        """Overwrite all keyslot space that is not in use; bytes.  ``if_generation`` as of ``KeyRequest``."""
 
     async def verify(self, device: Device, name: str, credential: int) -> bool:
         """Whether the credential is the managed key ``name``."""

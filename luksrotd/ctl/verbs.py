@@ -11,6 +11,7 @@ from luksrotd.ctl.arguments import (
     add_credential,
     add_device,
     add_engine,
+    add_if_generation,
     add_name,
     add_new_secret,
     check_engine,
@@ -65,6 +66,7 @@ def add(verbs: Verbs) -> None:
         add_name(verb)
         add_credential(verb, "key that unlocks the volume: any of its keys")
         add_new_secret(verb)
+        add_if_generation(verb)
         add_engine(verb)
     verify = verbs.add(
         "verify",

@@ -123,6 +123,42 @@ async def test_a_key_is_made_anew(client, enrolled, keys):
     assert (enrolled.opens(NEW), enrolled.opens(BACKUP)) == (True, False)
 
 
+async def test_only_at_a_sequence_number(enrolled, keys):
+    stale = str((await told("show", enrolled.node))["seqid"])
+    new = ("--key-file", keys / "old", "--new-keyfile", keys / "new", *FAST)
+    done = await told("rotate", enrolled.node, *new, "--if-generation", stale)
+    assert str(done["seqid_before"]) == stale
+    before = enrolled.headers()
+    for words in (
+        ("enroll", *new, "--name", "second"),
+        ("rotate", *new),
+        ("stage", *new),
+        ("finish",),
+        ("abort", "--alone"),
+        ("remove", "--key-file", keys / "old"),
+        ("set-data", "--data", "{}"),
+        ("adopt", "--keyslot", "0", "--name", "second"),
+        ("release",),
+        ("scrub",),
+    ):
+        error = await told(words[0], enrolled.node, *words[1:], "--if-generation", stale, status=6)
+        assert (error["error"], error["outcome"]) == ("StaleGeneration", "unchanged"), words
+    assert enrolled.headers() == before
+    await told("release", enrolled.node, "--if-generation", str(done["seqid_after"]))
+    await told("recreate", enrolled.node, "--key-file", keys / "new", "--if-generation", stale, status=6)
+    await told("abort", enrolled.node, enrolled.node, "--if-generation", stale, status=2)
+    await told("scrub", enrolled.node, "--if-generation", "-1", status=2)
+
+
+async def test_what_a_reconcile_would_change(client, enrolled):
+    await asyncio.to_thread(makeimage.run, "luksKillSlot", "--key-file", "-", enrolled.node, "1", stdin=OLD)
+    await settled(client, enrolled.path, Keyslots=[0])
+    planned = (await told("reconcile", enrolled.node, "--dry-run"))["volumes"][0]["differences"]
+    assert [(one["what"], one["how"]) for one in planned] == [("token", "remove")]
+    assert "difference: token 0 removed" in (await ctl("reconcile", enrolled.node, "--dry-run")).decode()
+    assert "differences" not in (await told("reconcile", enrolled.node))["volumes"][0]
+
+
 async def test_the_record(enrolled, keys):
     await told("rotate", enrolled.node, "--key-file", keys / "new", "--new-keyfile", keys / "new", *FAST, status=1)
     await told("rotate", enrolled.node, "--key-file", keys / "old", "--new-keyfile", keys / "new", *FAST)
