@@ -54,7 +54,7 @@ def finished(staged):
 
 
 def test_a_set_stops_after_the_volume_that_is_being_committed_to(staged):
-    """Here in the middle of the second one's writes."""
+    """Here in the middle of the second one's writes: the flush before the first one can still be cancelled."""
 
     def when(stop):
         staged.disks[1].observer = lambda operation: stop() if isinstance(operation, Write) else None
