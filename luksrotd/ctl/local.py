@@ -12,7 +12,7 @@ from luksrotd.ctl import model, secrets
 from luksrotd.ctl.naming import uuid_of
 from luksrotd.errors import DeviceError, InvalidRequest, LockError, NotAuthorized, Outcome
 from luksrotd.names import ATOMIC
-from luksrotd.ports import DeviceRef, GenerateInto, SecretFd, SecretSource
+from luksrotd.ports import DeviceRef, GenerateInto, SecretFd, SecretSource, TokenSource
 from luksrotd.rotation.edits import NEW, PBKDF_FOR_RANDOM_KEYS, UNLOCK, VOLUME_KEY, Pbkdf
 
 #: The last stage of an operation (``service.progress.Stage.DONE``): from then on there is nothing to be stopped.
@@ -143,10 +143,10 @@ class Local:
             volumes = self.volumes.at(if_generation)
             return (await volumes.scrub(ref_of(device), progress=self.watched(progress))).bytes
 
-    async def verify(self, device: model.Device, name: str, credential: int) -> bool:
+    async def verify(self, device: model.Device, name: str, credential: model.Credential) -> bool:
         """See ``model.Backend``."""
         with permissions():
-            return await self.volumes.verify(ref_of(device), SecretFd(credential), name=name)
+            return await self.volumes.verify(ref_of(device), _source(credential), name=name)
 
     async def reconcile(self, device: model.Device, *, dry_run: bool, retire_expired: bool = False) -> model.Reconciled:
         """See ``model.Backend``."""
@@ -184,7 +184,7 @@ class Local:
         """The secrets of ``request``, the cost of the new key, and what hands over a generated one."""
         sources: dict[str, SecretSource] = {}
         if request.credential is not None:
-            sources[VOLUME_KEY if request.volume_key else UNLOCK] = SecretFd(request.credential)
+            sources[VOLUME_KEY if request.volume_key else UNLOCK] = _source(request.credential)
         with permissions():
             if request.new is None or isinstance(request.new, int):
                 if request.new is not None:
@@ -212,6 +212,12 @@ class Local:
 
 async def _nothing() -> None:
     pass
+
+
+def _source(credential: model.Credential) -> SecretSource:
+    if isinstance(credential, int):
+        return SecretFd(credential)
+    return TokenSource(credential.number, None if credential.pin is None else SecretFd(credential.pin))
 
 
 def ref_of(device: model.Device) -> DeviceRef:

@@ -103,6 +103,18 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True)
+class Token:
+    """A credential that a LUKS2 token gives: its number, or None for any that does; a descriptor of its PIN."""
+
+    number: int | None
+    pin: int | None = None
+
+
+#: A descriptor to read it from, or a token to ask for it.
+Credential = int | Token
+
+
+@dataclass(frozen=True, slots=True)
 class KeyRequest:
     """A change of a managed key; the secrets are descriptors to read from.
 
@@ -117,7 +129,7 @@ class KeyRequest:
 
     verb: str
     name: str
-    credential: int | None = None
+    credential: Credential | None = None
     new: int | Delivery | None = None
     data: Mapping[str, Any] | None = None
     pbkdf: Pbkdf | None = None
@@ -227,7 +239,7 @@ class Backend(Protocol):
     async def scrub(self, device: Device, progress: Progress, if_generation: int | None = None) -> int:
         """Overwrite all keyslot space that is not in use; bytes.  ``if_generation`` as of ``KeyRequest``."""
 
-    async def verify(self, device: Device, name: str, credential: int) -> bool:
+    async def verify(self, device: Device, name: str, credential: Credential) -> bool:
         """Whether the credential is the managed key ``name``."""
 
     async def reconcile(self, device: Device, *, dry_run: bool, retire_expired: bool = False) -> Reconciled:

@@ -95,11 +95,11 @@ class Remote:
         with understood(Outcome.COMMITTED):
             return int(result["bytes"])
 
-    async def verify(self, device: model.Device, name: str, credential: int) -> bool:
+    async def verify(self, device: model.Device, name: str, credential: model.Credential) -> bool:
         """See ``model.Backend``."""
-        body = [name, {"fd": Variant("h", 0)}, {}]
-        path, method = await self._object(device), (names.DEVICE_INTERFACE, "VerifyKey")
-        reply = await self._bus.call(path, method, "sa{sv}a{sv}", body, fds=[credential])
+        path, call = await self._object(device), calls.verify(name, credential)
+        method = (names.DEVICE_INTERFACE, call.member)
+        reply = await self._bus.call(path, method, call.signature, call.body, fds=call.fds)
         with understood():
             return bool(reply.body[0])
 

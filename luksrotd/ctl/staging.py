@@ -13,6 +13,7 @@ from luksrotd.ctl.arguments import (
     add_if_generation,
     add_name,
     add_new_secret,
+    add_token,
     check_engine,
     check_new_secret,
 )
@@ -44,6 +45,7 @@ def add(verbs: Verbs) -> None:
     stage.description = f"{stage.description}\n\n{_SET_HELP}"
     _add_devices(stage)
     add_credential(stage, "key that unlocks the volumes: any of their keys")
+    add_token(stage)
     add_new_secret(stage)
     add_if_generation(stage)
     add_engine(stage)
