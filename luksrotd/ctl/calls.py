@@ -41,15 +41,22 @@ class Call:
         self.signature += signature
         self.body.append(value)
 
-    def add_secret(self, secret: int | model.Delivery | None) -> None:
-        """One more argument: a descriptor, a key to be generated, or (None) no secret."""
+    def add_secret(self, secret: model.Credential | model.Delivery | None) -> None:
+        """One more argument: a descriptor, a token, a key to be generated, or (None) no secret."""
         described = {}
         if isinstance(secret, int):
-            described["fd"] = Variant("h", len(self.fds))
-            self.fds.append(secret)
+            described["fd"] = self._fd(secret)
+        elif isinstance(secret, model.Token):
+            described["token"] = Variant("i", -1 if secret.number is None else secret.number)
+            if secret.pin is not None:
+                described["pin-fd"] = self._fd(secret.pin)
         elif secret is not None:
             described["generate"] = Variant("b", True)
         self.add("a{sv}", described)
+
+    def _fd(self, fd: int) -> Variant:
+        self.fds.append(fd)
+        return Variant("h", len(self.fds) - 1)
 
 
 def change(request: model.KeyRequest, group: str = "") -> Call:
@@ -60,7 +67,7 @@ def change(request: model.KeyRequest, group: str = "") -> Call:
     call.add("s", request.name)
     if verb == "set-data":
         call.add("s", json.dumps(request.data or {}))
-        options = {}
+        options.pop("data", None)
     if verb in ("enroll", "rotate", "stage", "remove", "adopt", "recreate"):
         call.add_secret(request.credential)
     if verb in ("enroll", "rotate", "stage", "recreate"):
@@ -127,6 +134,27 @@ def keys(found: Mapping[str, Any], data: Mapping[str, Mapping[str, Any] | None])
 def findings(found: Sequence[Sequence[str]]) -> Sequence[model.Finding]:
     """What reconcile has found."""
     return [model.Finding(code, action, message) for code, action, message in found]
+
+
+def verify(name: str, credential: model.Credential) -> Call:
+    """The call on a device."""
+    call = Call("VerifyKey", "s", [name])
+    call.add_secret(credential)
+    call.add("a{sv}", {})
+    return call
+
+
+def scrub(if_generation: int | None) -> Call:
+    """The call on a device."""
+    call = Call("Scrub")
+    call.add("a{sv}", _options(model.KeyRequest("scrub", "", if_generation=if_generation)))
+    return call
+
+
+def difference(one: Sequence[Any]) -> model.Difference:
+    """What becomes of one object of a volume."""
+    what, name, how, before, after = one
+    return model.Difference(what, name, how, values(before), values(after))
 
 
 def key_change(result: Mapping[str, Any]) -> model.KeyChange:
@@ -201,6 +229,8 @@ def _described(request: model.KeyRequest) -> dict[str, Variant]:
         options["volume-key"] = Variant("b", True)
     if request.expires is not None:
         options["expires"] = Variant("t", request.expires)
+    if request.if_generation is not None:
+        options["if-generation"] = Variant("t", request.if_generation)
     if request.generation is not None:
         options["key-generation"] = Variant("u", request.generation)
     return options | (_cost(request.pbkdf) if request.pbkdf is not None else {})

@@ -88,18 +88,18 @@ class Remote:
             status, members = reply.body
             return calls.set_status(name, paths, calls.values(status), [calls.values(one) for one in members])
 
-    async def scrub(self, device: model.Device, progress: model.Progress) -> int:
+    async def scrub(self, device: model.Device, progress: model.Progress, if_generation: int | None = None) -> int:
         """See ``model.Backend``."""
         target = (await self._object(device), names.DEVICE_INTERFACE)
-        result = await self._job(target, calls.Call("Scrub", "a{sv}", [{}]), None, progress)
+        result = await self._job(target, calls.scrub(if_generation), None, progress)
         with understood(Outcome.COMMITTED):
             return int(result["bytes"])
 
-    async def verify(self, device: model.Device, name: str, credential: int) -> bool:
+    async def verify(self, device: model.Device, name: str, credential: model.Credential) -> bool:
         """See ``model.Backend``."""
-        body = [name, {"fd": Variant("h", 0)}, {}]
-        path, method = await self._object(device), (names.DEVICE_INTERFACE, "VerifyKey")
-        reply = await self._bus.call(path, method, "sa{sv}a{sv}", body, fds=[credential])
+        path, call = await self._object(device), calls.verify(name, credential)
+        method = (names.DEVICE_INTERFACE, call.member)
+        reply = await self._bus.call(path, method, call.signature, call.body, fds=call.fds)
         with understood():
             return bool(reply.body[0])
 
@@ -112,9 +112,10 @@ class Remote:
             reply = await self._bus.call(path, method, body=body, lost=lost)
         except asyncio.CancelledError:
             raise Cancelled("cannot wait any longer: the reconcile was interrupted", outcome=lost) from None
+        differences = await self._differences(path, retire_expired=retire_expired) if dry_run else None
         with understood(lost):
             found, left = reply.body
-            return model.Reconciled(calls.findings(found), calls.findings(left))
+            return model.Reconciled(calls.findings(found), calls.findings(left), differences)
 
     async def history(self, device: model.Device | None, since: int, limit: int) -> Sequence[Mapping[str, Any]]:
         """See ``model.Backend``."""
@@ -146,6 +147,16 @@ class Remote:
         reply = await self._bus.call(names.ROOT_PATH, (names.MANAGER_INTERFACE, "GetDevice"), "sa{sv}", body)
         with understood():
             return str(reply.body[0])
+
+    async def _differences(self, path: str, *, retire_expired: bool) -> Sequence[model.Difference] | None:
+        """What a reconcile would change; None where nobody can tell."""
+        body = ["reconcile", "", {"retire-expired": Variant("b", retire_expired)}]
+        try:
+            reply = await self._bus.call(path, (names.DEVICE_INTERFACE, "Plan"), "ssa{sv}", body)
+        except LuksrotdError:  # a copy of another volume, say: what has been found can be told all the same
+            return None
+        with understood():
+            return [calls.difference(one) for one in reply.body[1]]
 
     async def _data(self, path: str, name: str) -> Mapping[str, Any] | None:
         try:

@@ -44,7 +44,7 @@ class Daemon:
     def __init__(self, replies, *signals):
         self.owner = ""
         self.signals = asyncio.Queue()
-        usual = {"GetDevice": ["/dev/1"], "Rotate": [JOB], "Cancel": [], "ConfirmKey": []}
+        usual = {"GetDevice": ["/dev/1"], "Rotate": [JOB], "Cancel": [], "ConfirmKey": [], "Plan": [0, []]}
         self._replies = {**usual, "GetAll": [{"Result": Variant("a{sv}", {})}], **replies}
         self._signals = signals
 
@@ -140,6 +140,7 @@ async def test_volumes_of_another_version(backend):
         ("GetSetStatus", lambda given: given.set_status([DEVICE], "backup", None)),
         ("GetHistory", lambda given: given.history(None, 0, 1)),
         ("Reconcile", lambda given: given.reconcile(DEVICE, dry_run=True)),
+        ("Plan", lambda given: given.reconcile(DEVICE, dry_run=True)),
         ("VerifyKey", lambda given: given.verify(DEVICE, "backup", 0)),
         ("GetDevice", lambda given: given.verify(DEVICE, "backup", 0)),
         ("GetDevices", lambda given: given.devices()),
@@ -147,8 +148,14 @@ async def test_volumes_of_another_version(backend):
 )
 async def test_replies_of_another_version(backend, method, work):
     with pytest.raises(Internal, match="cannot understand luksrotd") as raised:
-        await work(backend({method: []}))
+        await work(backend({"Reconcile": [[], []], method: []}))
     assert raised.value.outcome is Outcome.UNCHANGED
+
+
+async def test_a_daemon_that_cannot_plan(backend):
+    refused = InvalidRequest("cannot find the method")
+    done = await backend({"Reconcile": [[], []], "Plan": refused}).reconcile(DEVICE, dry_run=True)
+    assert done.differences is None
 
 
 async def test_a_daemon_that_was_replaced_before_the_job_began(backend):
