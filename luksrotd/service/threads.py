@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from contextvars import copy_context
 from typing import Final, TypeVar
+from weakref import WeakKeyDictionary
 
 T = TypeVar("T")
 
@@ -20,7 +21,8 @@ THREADS: Final = 512
 THREADS_ABOUT_ONE: Final = 3
 """Of the calls about one thing; the others wait, in order."""
 
-_threads = ThreadPoolExecutor(THREADS, "luksrotd")
+#: Of each event loop its own, which end with it: a thread keeps the mount namespace that it was made in.
+_threads: WeakKeyDictionary[asyncio.AbstractEventLoop, ThreadPoolExecutor] = WeakKeyDictionary()
 _places: dict[tuple[asyncio.AbstractEventLoop, str], "_Places"] = {}
 
 
@@ -64,7 +66,10 @@ async def _place(about: str) -> AsyncIterator[None]:
 
 
 async def _run(call: Callable[[], T], undo: Callable[[T], None]) -> T:
-    running = asyncio.get_running_loop().run_in_executor(_threads, copy_context().run, call)
+    loop = asyncio.get_running_loop()
+    if loop not in _threads:
+        _threads[loop] = ThreadPoolExecutor(THREADS, "luksrotd")
+    running = loop.run_in_executor(_threads[loop], copy_context().run, call)
     cancelled: asyncio.CancelledError | None = None
     while not running.done():
         try:
