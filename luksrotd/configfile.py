@@ -9,36 +9,29 @@ What is not known is left aside with a warning, so that one file serves several 
 error: a rule that denies a device must not vanish because of a slip in its line.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NoReturn
 
-from luksrotd.config import RULE_KINDS, Config, DeviceRules, KeyDerivation, Limits, ManagedVolume, Rule, Staged
+from luksrotd.config import Config, DeviceRules, KeyDerivation, Limits, ManagedVolume, Rule, Staged
+from luksrotd.configvalues import (
+    absolute_path,
+    boolean,
+    integer,
+    pbkdf_type,
+    rule,
+    seconds_of,
+    size_in_kib,
+    span_or_never,
+)
 from luksrotd.errors import ConfigError, InvalidRequest
-from luksrotd.rotation.edits import MAX_MEMORY_KIB, MAX_PARALLEL, MIN_MEMORY_KIB, PBKDF_TYPES, Pbkdf
+from luksrotd.rotation.edits import MAX_MEMORY_KIB, MAX_PARALLEL, MIN_MEMORY_KIB, Pbkdf
 
 _BLANK: Final = " \t\r"
 _COMMENT: Final = (b"#", b";")
 _SHOWN: Final = 60
 """Characters of a bad value that a message repeats."""
-_UNITS: Final[Mapping[str, int]] = {
-    **dict.fromkeys(("", "s", "sec", "second", "seconds"), 1),
-    **dict.fromkeys(("m", "min", "minute", "minutes"), 60),
-    **dict.fromkeys(("h", "hr", "hour", "hours"), 3600),
-    **dict.fromkeys(("d", "day", "days"), 24 * 3600),
-    **dict.fromkeys(("w", "week", "weeks"), 7 * 24 * 3600),
-    **dict.fromkeys(("M", "month", "months"), 2_629_800),
-    **dict.fromkeys(("y", "year", "years"), 31_557_600),
-}
-"""Seconds; systemd.time(7), of which luksrotd takes whole numbers only."""
-_SIZES: Final[Mapping[str, int]] = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_BOOLEANS: Final[Mapping[str, bool]] = {
-    **dict.fromkeys(("1", "yes", "y", "true", "t", "on"), True),
-    **dict.fromkeys(("0", "no", "n", "false", "f", "off"), False),
-}
 _MAX_COUNT: Final = 10_000
-_MAX_SECONDS: Final = 100 * 31_557_600
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,21 +193,14 @@ def _rules(which: str) -> _Setter:
     def assign(draft: _Draft, _: _Place, value: str) -> None:
         if not value:
             draft.rules[which].clear()
-        draft.rules[which].extend(_rule(word) for word in value.split())
+        draft.rules[which].extend(rule(word) for word in value.split())
 
     return assign
 
 
-def _rule(word: str) -> Rule:
-    kind, _, pattern = word.partition(":")
-    if kind not in RULE_KINDS or not pattern:
-        raise ValueError(f"a rule is {', '.join(f'{name}:PATTERN' for name in RULE_KINDS[:-1])} or bus:PATTERN")
-    return Rule(kind, pattern)
-
-
 def _volume(name: str) -> _Setter:
     def assign(draft: _Draft, _: _Place, value: str) -> None:
-        setattr(draft.volumes[-1], name, _path(value) if value else None)
+        setattr(draft.volumes[-1], name, absolute_path(value) if value else None)
 
     return assign
 
@@ -227,9 +213,9 @@ def _memory_max(draft: _Draft, _: _Place, value: str) -> None:
     draft.limits.pop("memory_kib", None)
     draft.limits.pop("memory_percent", None)
     if value.endswith("%"):
-        _put(draft.limits, "memory_percent", _integer(1, 100), value[:-1])
+        _put(draft.limits, "memory_percent", integer(1, 100), value[:-1])
     else:
-        _put(draft.limits, "memory_kib", _kib(MIN_MEMORY_KIB, 1 << 40), value)
+        _put(draft.limits, "memory_kib", size_in_kib(MIN_MEMORY_KIB, 1 << 40), value)
 
 
 def _derivation(read: _Reader, name: str) -> _Setter:
@@ -250,68 +236,7 @@ def _put(values: dict[str, Any], name: str, read: _Reader, value: str) -> None:
         values[name] = read(value)
 
 
-# -- values; they raise ``ValueError`` -----------------------------------------------------------------------------
-
-
-def _integer(least: int, most: int) -> Callable[[str], int]:
-    def read(value: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,15}", value) or not least <= int(value) <= most:
-            raise ValueError(f"must be a whole number from {least} to {most}")
-        return int(value)
-
-    return read
-
-
-def _kib(least: int, most: int) -> Callable[[str], int]:
-    def read(value: str) -> int:
-        found = re.fullmatch(r"([0-9]{1,15})([KMGT]?)", value)
-        kib = int(found[1]) * _SIZES[found[2]] // 1024 if found else -1
-        if not least <= kib <= most:
-            raise ValueError(f"must be a size in bytes, or with K, M, G or T, from {least}K to {most}K")
-        return kib
-
-    return read
-
-
-def _span(value: str) -> int:
-    seconds = 0
-    for word in re.findall(r"[0-9]+ *[A-Za-z]*|[^ ]", value):
-        found = re.fullmatch(r"([0-9]{1,15}) *([A-Za-z]*)", word)
-        if found is None or found[2] not in _UNITS:
-            raise ValueError("must be a span of time such as 90, 5min or 2h 30min")
-        seconds += int(found[1]) * _UNITS[found[2]]
-    if not 1 <= seconds <= _MAX_SECONDS:
-        raise ValueError("must be from a second to a hundred years")
-    return seconds
-
-
-def _seconds(value: str) -> float:
-    return float(_span(value))
-
-
-def _span_or_never(value: str) -> int | None:
-    return None if value in ("never", "infinity") else _span(value)
-
-
-def _boolean(value: str) -> bool:
-    if value.lower() not in _BOOLEANS:
-        raise ValueError("must be yes or no")
-    return _BOOLEANS[value.lower()]
-
-
-def _pbkdf_type(value: str) -> str:
-    if value not in PBKDF_TYPES:
-        raise ValueError(f"must be one of {', '.join(PBKDF_TYPES)}")
-    return value
-
-
-def _path(value: str) -> str:
-    if not value.startswith("/") or ".." in value.split("/"):
-        raise ValueError("must be an absolute path without '..'")
-    return value
-
-
-_COUNT: Final = _integer(1, _MAX_COUNT)
+_COUNT: Final = integer(1, _MAX_COUNT)
 _KEYS: Final[Mapping[str, Mapping[str, _Setter]]] = {
     "Devices": {"Allow": _rules("Allow"), "Deny": _rules("Deny")},
     "Volume": {"Path": _volume("path"), "Header": _volume("header")},
@@ -323,17 +248,17 @@ _KEYS: Final[Mapping[str, Mapping[str, _Setter]]] = {
         "JobsPerUser": _limit(_COUNT, "jobs_per_user"),
         "Transactions": _limit(_COUNT, "transactions"),
         "TransactionsPerUser": _limit(_COUNT, "transactions_per_user"),
-        "TransactionTimeoutSec": _limit(_seconds, "transaction_seconds"),
+        "TransactionTimeoutSec": _limit(seconds_of, "transaction_seconds"),
     },
     "KeyDerivation": {
-        "Type": _derivation(_pbkdf_type, "type"),
-        "Iterations": _derivation(_integer(1, 2**32 - 1), "iterations"),
-        "Memory": _derivation(_kib(MIN_MEMORY_KIB, MAX_MEMORY_KIB), "memory_kib"),
-        "Parallel": _derivation(_integer(1, MAX_PARALLEL), "parallel"),
+        "Type": _derivation(pbkdf_type, "type"),
+        "Iterations": _derivation(integer(1, 2**32 - 1), "iterations"),
+        "Memory": _derivation(size_in_kib(MIN_MEMORY_KIB, MAX_MEMORY_KIB), "memory_kib"),
+        "Parallel": _derivation(integer(1, MAX_PARALLEL), "parallel"),
     },
     "Staged": {
-        "Expire": _staging(_span_or_never, "expires_seconds"),
-        "RetireExpired": _staging(_boolean, "retire_expired"),
+        "Expire": _staging(span_or_never, "expires_seconds"),
+        "RetireExpired": _staging(boolean, "retire_expired"),
     },
 }
 #: Every key that there is, by section: for who documents them.

@@ -26,7 +26,7 @@ from luksrotd.host.history import JournalHistory
 from luksrotd.host.images import ImageWatcher
 from luksrotd.host.keeping import PipeKeeper
 from luksrotd.host.memory import available_kib
-from luksrotd.host.notify import ServiceManager, watchdog_interval
+from luksrotd.host.notify import ServiceManager, StatusLine, watchdog_interval
 from luksrotd.host.process import client_and_unit
 from luksrotd.host.sealed import SecretMemfd
 from luksrotd.host.udev import UdevWatcher
@@ -94,8 +94,7 @@ class Daemon:
         )
         self._registry.observe(self)
         self._registry.observe(Reporter(self._audit))
-        self._ready = False
-        self._troubles: dict[str, str] = {}
+        self._line = StatusLine(manager, lambda: f"{len(self._registry.volumes)} volumes")
 
     def configure(self, config: Config) -> None:
         """Go by this configuration from now on; jobs and transactions under way are not touched."""
@@ -121,8 +120,7 @@ class Daemon:
         watchdog = asyncio.create_task(_watchdog(self._manager))
         await asyncio.wait(ends.values(), return_when=asyncio.FIRST_COMPLETED)
         lost = [reason for reason, task in ends.items() if reason and task.done()]
-        self._ready = False
-        self._manager.stopping("finishing what must be finished")
+        self._line.stopping("finishing what must be finished")
         # While the bus is still there, so that clients learn what became of their jobs.
         self._served.drafts.close()
         await self._drain()
@@ -151,9 +149,8 @@ class Daemon:
         except ConnectionError as error:
             log.error("cannot serve: %s", error)
             return
-        self._ready = True
         self._audit.started(luksrotd.__version__)
-        self._manager.ready(self._status())
+        self._line.ready()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._stay_connected())
             group.create_task(self._reload_whenever(reload))
@@ -162,10 +159,10 @@ class Daemon:
         while True:
             await self._links.lost()
             log.warning("the bus connection was lost; jobs go on")
-            self._say("bus", "no system bus")
+            self._line.say("bus", "no system bus")
             await self._links.reopen(self._served)
             log.info("on the bus again")
-            self._say("bus", "")
+            self._line.say("bus", "")
 
     # -- the configuration ----------------------------------------------------------------------------------------
 
@@ -174,39 +171,28 @@ class Daemon:
             await reload.wait()
             reload.clear()
             self._manager.reloading()
-            self._troubles.pop("configuration", None)
+            trouble = ""
             try:
                 self.configure(settled(await in_thread(self._read)))
                 self._audit.configured()
             except ConfigError as error:
                 log.error("%s; the old configuration stays", error)
                 self._audit.misconfigured(error.message)
-                self._troubles["configuration"] = f"{error}; the old configuration stays"
-            self._manager.ready(self._status())
+                trouble = f"{error}; the old configuration stays"
+            self._line.ready(configuration=trouble)
 
     # -- what the service manager shows ---------------------------------------------------------------------------
 
     def volume_added(self, volume: Volume) -> None:
         """Count it."""
-        self._say("", "")
+        self._line.show()
 
     def volume_changed(self, volume: Volume, *, fresh: bool) -> None:
         """Nothing."""
 
     def volume_removed(self, volume: Volume) -> None:
         """Count it no more."""
-        self._say("", "")
-
-    def _say(self, about: str, trouble: str) -> None:
-        """Note a trouble, or ('') that it is over, and show it."""
-        self._troubles.pop(about, None)
-        if trouble:
-            self._troubles[about] = trouble
-        if self._ready:
-            self._manager.status(self._status())
-
-    def _status(self) -> str:
-        return "; ".join([*self._troubles.values(), f"{len(self._registry.volumes)} volumes"])
+        self._line.show()
 
     # -- the rest -------------------------------------------------------------------------------------------------
 
@@ -225,7 +211,6 @@ class Daemon:
             await asyncio.sleep(EXTEND_SECONDS / 2)
 
     async def _follow(self) -> None:
-        await self._images.ready()
         try:
             await self._images.ready()
             await self._registry.run()

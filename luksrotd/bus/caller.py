@@ -82,12 +82,14 @@ class Callers:
         message = current_message.get()
         name = message.sender
         known = self._known.setdefault(name, _Known())  # before asking, so that a vanishing in between is seen
-        if known.uid is None:
-            try:
-                await self._ask(name, known)
-            except (DBusError, KeyError, ConnectionError) as error:
-                self._forget(name)
-                raise CallerVanished(name) from error
+        # The lock lets them in by their arrival: the calls of one client stay in the order in which it sent them.
+        async with known.asking:
+            if known.uid is None and not known.gone.is_set():
+                try:
+                    await self._ask(name, known)
+                except (DBusError, KeyError, ConnectionError) as error:
+                    self._forget(name)
+                    raise CallerVanished(name) from error
         if known.gone.is_set():
             raise CallerVanished(name)
         interactive = bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION)
@@ -146,4 +148,5 @@ class _Known:
     def __init__(self) -> None:
         self.uid: int | None = None
         self.client = self.unit = ""
+        self.asking = asyncio.Lock()
         self.gone = asyncio.Event()

@@ -38,6 +38,8 @@ CALL_SECONDS: Final = 25.0
 """How long to wait for a reply, unless told otherwise (libdbus' default)."""
 CLOSE_SECONDS: Final = 5.0
 """How long ``Bus.close`` waits for the last messages to be written."""
+TURN_SECONDS: Final = 0.01
+"""How long calls may be taken in before other events get their turn: an answer from the tree of objects takes time."""
 CALLS_PER_CALLER: Final = 128
 """Calls of one caller that may be under way; more are refused (dbus-daemon does so for calls that want a reply)."""
 
@@ -160,8 +162,11 @@ class Bus(MessageBus):
     # -- incoming -------------------------------------------------------------------------------------------------
 
     def _message_reader(self) -> None:
+        end = self._loop.time() + TURN_SECONDS
         try:
-            for _ in range(BATCH):
+            for number in range(BATCH):
+                if number and self._loop.time() >= end:
+                    return
                 try:
                     message = self._unmarshaller.receive()
                 except InvalidMessageError as error:

@@ -19,8 +19,10 @@ from luksrotd.bus.secrets import Keyring
 from luksrotd.bus.served import Served
 from luksrotd.bus.transaction import MICROSECONDS, transaction_path
 from luksrotd.bus.values import OptionTable
+from luksrotd.errors import Conflict
 from luksrotd.ports import Caller
 from luksrotd.rotation.edits import NEW, UNLOCK
+from luksrotd.service.handover import Secrets
 from luksrotd.service.jobs import Kind
 from luksrotd.service.registry import Volume
 
@@ -136,14 +138,27 @@ class Device(Interface):
         wish = known.wanted(name, options, self._operations.config, generated=generated)
         method = camel_case(kind.value.replace("-", "_"))
         about = {"operation": method, **self._about(name)}
-        opened = await self._keyring.open(caller, about, secrets)
+        opened = await self._opened(caller, about, secrets)
         return job_path(self._operations.start(kind, self._volume.uuid, caller, wish, opened).number)
+
+    async def _opened(self, caller: Caller, about: Mapping[str, str], secrets: Mapping[str, Map]) -> Secrets:
+        """The secrets, if the volume is still the one that the caller was authorized for: a person may have had to."""
+        of_system = self.is_of_system()
+        opened = await self._keyring.open(caller, about, secrets)
+        try:
+            self.check_exported()
+            if self.is_of_system() != of_system:
+                raise Conflict("cannot go on: the volume has become one of the system, or of its user")
+        except BaseException:
+            opened.close()
+            raise
+        return opened
 
     @exposed("sa{sv}a{sv}", "b", action=names.ACTION_VERIFY, dictionaries=_CREDENTIAL, outputs=["matches"])
     async def verify_key(self, caller: Caller, name: str, credential: Map, options: Map) -> bool:
         """Whether the credential is the managed key."""
         about = {"operation": "VerifyKey", **self._about(key_name(name))}
-        secrets = await self._keyring.open(caller, about, {UNLOCK: credential})
+        secrets = await self._opened(caller, about, {UNLOCK: credential})
         gone = partial(self.guard.callers.gone, caller.name)
         return await self._operations.verify(self._volume.uuid, caller, key_name(name), secrets, gone)
 
@@ -250,15 +265,15 @@ class Device(Interface):
         """Numbers of those that no token names."""
         return list(self._volume.view.ordinary) if self._volume.view else []
 
-    @readable("a{us}")
-    def tokens(self) -> dict[int, str]:
-        """Types of the tokens by number."""
+    @readable("a(us)")
+    def tokens(self) -> list[tuple[int, str]]:
+        """Numbers and types of the tokens."""
         tokens = self._volume.view.metadata.tokens if self._volume.view else {}
-        return {number: token.type for number, token in tokens.items()}
+        return [(number, token.type) for number, token in sorted(tokens.items())]
 
-    @readable("a{ua{sv}}")
-    def keys(self) -> dict[int, dict[str, Variant]]:
-        """The managed keys by token number."""
+    @readable("aa{sv}")
+    def keys(self) -> list[dict[str, Variant]]:
+        """The managed keys."""
         return keys_property(self._volume.view)
 
     @readable("a(sss)")

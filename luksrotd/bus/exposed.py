@@ -5,7 +5,8 @@ A call is answered in this order, and the first thing that fails is the reply:
 
 1. arguments and options: ``InvalidArgs``; how many calls of the user are under way: ``LimitsExceeded``;
 2. authorization, by ``Interface.questions``: for the action, or the stricter one for volumes of the system, with
-   ``Interface.details`` for the agent's text; withdrawn should the caller vanish;
+   ``Interface.details`` for the agent's text; withdrawn should the caller vanish, asked again should it be about
+   something else by then, void should the object be gone;
 3. the handler, as ``await handler(interface, caller, *arguments)``;
 4. its result, as the body of the reply.
 
@@ -28,9 +29,11 @@ from luksrotd.bus.caller import CallerVanished
 from luksrotd.bus.errors import name_of, text_of
 from luksrotd.bus.values import OPTIONS_SIGNATURE, OptionTable, ReceivedFd, check_options, from_body, to_body
 from luksrotd.errors import Cancelled, Internal, LuksrotdError, Outcome
+from luksrotd.ports import Caller
 from luksrotd.service.actor import acting
 
 if TYPE_CHECKING:
+    from luksrotd.bus.guard import Question
     from luksrotd.bus.interface import Interface
 
 log = logging.getLogger(__name__)
@@ -142,8 +145,7 @@ class Exposed:
             caller = await interface.guard.callers.current()
             with interface.guard.calls.one_of(caller.uid):
                 if self.action:
-                    questions = await interface.questions(self.action, self.name, arguments)
-                    await interface.guard.authorize_all(caller, questions)
+                    await self._authorize(interface, caller, arguments)
                 has_started = True
                 with acting(caller):
                     result = await self.handler(interface, caller, *arguments)
@@ -159,6 +161,17 @@ class Exposed:
             log.exception("%s.%s failed", interface.name, self.name)
             outcome = Outcome.UNKNOWN if has_started else Outcome.UNCHANGED
             return error_reply(message, Internal(f"cannot finish {self.name}: internal error", outcome=outcome))
+
+    async def _authorize(self, interface: "Interface", caller: Caller, arguments: Sequence[Any]) -> None:
+        """Ask for all that is needed; once more if it is about something else by the time of the answer.
+
+        A person may take minutes, and a medium be changed meanwhile.
+        """
+        asked: Sequence[Question] | None = None
+        while (questions := await interface.questions(self.action, self.name, arguments)) != asked:
+            await interface.guard.authorize_all(caller, questions)
+            asked = questions
+        interface.check_exported()
 
     def _arguments(self, message: Message, fds: Sequence[ReceivedFd]) -> list[Any]:
         for parameter, value in zip(self.inputs, message.body, strict=True):

@@ -57,6 +57,7 @@ from luksrotd import names
 from luksrotd.bus.exposed import Exposed, camel_case
 from luksrotd.bus.guard import Question
 from luksrotd.bus.values import to_body
+from luksrotd.errors import UnknownDevice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -185,6 +186,11 @@ class Interface:
     def exported(self, bus: Exporter | None, path: str) -> None:
         """Told by the bus: exported at a path, or (None) no longer."""
         self._exported = None if bus is None else (bus, path)
+
+    def check_exported(self) -> None:
+        """Raise ``UnknownDevice`` once the object has been withdrawn: what it was about is gone."""
+        if self._exported is None:
+            raise UnknownDevice("cannot go on: the object is gone")
 
     def changed(self, *names: str) -> None:
         """Tell the bus that the properties of these D-Bus names have changed; nothing while not exported."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``org.luksrotd1.Manager`` (dbus/org.luksrotd1.Manager.xml)."""
 
+import asyncio
 import os.path
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -30,6 +31,8 @@ from luksrotd.service.threads import in_thread
 Map = Mapping[str, Any]
 PATH_MAX: Final = 4096
 """Characters of a path, as of the kernel; a long one would cost its square."""
+RESOLVE_SECONDS: Final = 5.0
+"""How long symlinks may take to be followed, the wait for a thread included."""
 
 
 class Manager(Interface):
@@ -63,6 +66,13 @@ class Manager(Interface):
     @exposed("sa{sv}", "o", action=names.ACTION_LIST, outputs=["object"])
     async def get_device(self, caller: Caller, device: str, options: Map) -> str:
         """One volume, by its UUID or a path that leads to its device."""
+        if len(device) > PATH_MAX:
+            raise UnknownDevice("cannot find the device: no path is so long")
+        try:
+            return device_path(self._registry.find(device).uuid)
+        except UnknownDevice:
+            if not device.startswith("/"):
+                raise
         return device_path(self._registry.find(await _resolved(device)).uuid)
 
     @exposed("a{sv}", "aa{sv}", action=names.ACTION_HISTORY, options=history.OPTIONS, outputs=["entries"])
@@ -158,13 +168,20 @@ class Manager(Interface):
         return luksrotd.__version__
 
 
-async def _resolved(device: str) -> str:
-    """A path without symlinks; raises ``UnknownDevice`` for one that is too long."""
-    if len(device) > PATH_MAX:
-        raise UnknownDevice("cannot find the device: no path is so long")
-    if not device.startswith("/") or "\0" in device:
-        return device
-    return await in_thread(lambda: os.path.realpath(device), about="paths of callers")  # on a dead network file system
+async def _resolved(path: str) -> str:
+    """A path without symlinks; raises ``UnknownDevice`` for one that leads nowhere, or takes too long.
+
+    It is a caller's, so it may lie on a file system that is dead or hostile.
+    """
+    resolving = asyncio.ensure_future(in_thread(lambda: os.path.realpath(path), about="paths of callers"))
+    done, _ = await asyncio.wait({resolving}, timeout=RESOLVE_SECONDS)
+    if not done:
+        resolving.cancel()
+        raise UnknownDevice("cannot find the device: its path takes too long to follow")
+    try:
+        return resolving.result()
+    except (OSError, ValueError, RecursionError) as error:
+        raise UnknownDevice("cannot find the device: its path leads nowhere") from error
 
 
 def _about(volumes: Sequence[Volume], key: str) -> Mapping[str, str]:

@@ -24,10 +24,11 @@ Row = tuple[str, str, str]
 DifferenceRow = tuple[str, str, str, Described, Described]
 
 
-def keys_property(view: DeviceView | None) -> dict[int, Described]:
-    """The property Keys, by token number."""
-    return {
-        key.token.id: {
+def keys_property(view: DeviceView | None) -> list[Described]:
+    """The property Keys, by token number; a list, for busctl's JSON has no dictionaries with numbers for keys."""
+    return [
+        {
+            "token": Variant("u", key.token.id),
             "name": Variant("s", key.token.name),
             "generation": Variant("u", key.token.generation),
             "state": Variant("s", key.token.state.value),
@@ -40,8 +41,8 @@ def keys_property(view: DeviceView | None) -> dict[int, Described]:
             "wipe-pending": Variant("b", bool(key.token.wipe)),
             "changed": Variant("b", key.stale),
         }
-        for key in (view.keys if view else ())
-    }
+        for key in sorted(view.keys if view else (), key=lambda key: key.token.id)
+    ]
 
 
 def result_property(result: object) -> Described:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
 from dbus_next._private.unmarshaller import MarshallerStreamEndError, Unmarshaller
+from dbus_next.constants import MessageFlag, MessageType
 from dbus_next.errors import InvalidMessageError
 from dbus_next.message import Message
 
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 BODY_LIMIT: Final = 128 * 1024
 """Longest body, in bytes, of a call or signal that is looked at (parsing is Python and blocks the loop)."""
+FIELDS_LIMIT: Final = 16 * 1024
+"""Longest header fields, likewise: the bus sets no limit to an object path but that of the whole message."""
 BATCH: Final = 32
 """Messages read or written before other events of the loop get their turn."""
 FDS_LIMIT: Final = 253
@@ -34,15 +37,22 @@ CHUNK: Final = 1024 * 1024
 _CALL_OR_SIGNAL: Final = (1, 4)
 _LENGTHS: Final = slice(4, 16)
 _FIXED_HEADER: Final = 16
+_SENDER: Final = 7
+_TEXTS: Final = {b"s": 4, b"o": 4, b"g": 1}
+"""Types of texts, and the bytes of their lengths."""
 
 
 class Incoming(Unmarshaller):
-    """Reads one message.  ``oversized`` when its body was skipped; descriptors are close-on-exec."""
+    """Reads one message.  ``oversized`` when its body was skipped; descriptors are close-on-exec.
+
+    Of one whose header fields are too long nothing is left but what an answer needs.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(None, sock)  # type: ignore[no-untyped-call] # of dbus-next
         self.oversized = False
         self._frame = 0
+        self._fields = 0
 
     def receive(self) -> Message | None:
         """The message, or None when the socket has no more for now.
@@ -56,9 +66,11 @@ class Incoming(Unmarshaller):
             self._fill(self._frame)
         except MarshallerStreamEndError:
             return None
-        if self.oversized:
-            self.buf[4:8] = bytes(4)  # the body's length: header fields only
         try:
+            if self.oversized and self._fields > FIELDS_LIMIT:
+                return self._stub()
+            if self.oversized:
+                self.buf[4:8] = bytes(4)  # the body's length: header fields only
             self._unmarshall()  # type: ignore[no-untyped-call] # of dbus-next
         except Exception as error:  # a peer's bytes must not end the connection
             self.close_fds()
@@ -94,11 +106,51 @@ class Incoming(Unmarshaller):
 
     def _measure(self) -> int:
         """Length of the whole message (D-Bus Specification, "Message Format")."""
-        order: Literal["little", "big"] = "little" if self.buf[0] == ord("l") else "big"
         lengths = bytes(self.buf[_LENGTHS])
-        body, fields = (int.from_bytes(lengths[at : at + 4], order) for at in (0, 8))
-        self.oversized = self.buf[1] in _CALL_OR_SIGNAL and body > BODY_LIMIT
-        return _FIXED_HEADER + -(-fields // 8) * 8 + body
+        body, self._fields = (int.from_bytes(lengths[at : at + 4], self._order) for at in (0, 8))
+        self.oversized = self.buf[1] in _CALL_OR_SIGNAL and (body > BODY_LIMIT or self._fields > FIELDS_LIMIT)
+        return _FIXED_HEADER + -(-self._fields // 8) * 8 + body
+
+    @property
+    def _order(self) -> Literal["little", "big"]:
+        return "little" if self.buf[0] == ord("l") else "big"
+
+    def _stub(self) -> Message:
+        """The message without its fields, but for its sender; raises ``ValueError`` if that is not found."""
+        sender = _sender(bytes(self.buf[_FIXED_HEADER : _FIXED_HEADER + self._fields]), self._order)
+        serial = int.from_bytes(self.buf[8:12], self._order)
+        flags = MessageFlag(self.buf[2] & MessageFlag.NO_REPLY_EXPECTED.value)
+        kind = MessageType(self.buf[1])
+        return Message(
+            path="/",
+            interface="x.x",
+            member="x",
+            message_type=kind,
+            flags=flags,
+            sender=sender,
+            serial=serial,
+            unix_fds=self.unix_fds,
+        )
+
+
+def _sender(fields: bytes, order: Literal["little", "big"]) -> str:
+    """The field SENDER, stepping over those before it; raises ``ValueError`` for one that is no text or number."""
+    at = 0
+    while at < len(fields):
+        at = -(-at // 8) * 8
+        code, kind = fields[at], fields[at + 2 : at + 3]  # between them the length of the signature, and a NUL after it
+        if fields[at + 1] != 1 or kind not in (*_TEXTS, b"u"):
+            break
+        at += 4
+        if kind == b"u":
+            at += 4
+            continue
+        width = _TEXTS[kind]
+        length, at = int.from_bytes(fields[at : at + width], order), at + width
+        if code == _SENDER:
+            return fields[at : at + length].decode()
+        at += length + 1
+    raise ValueError("no sender")
 
 
 def _receive(sock: socket.socket, length: int) -> tuple[bytes, list[int]]:

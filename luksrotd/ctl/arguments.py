@@ -11,7 +11,8 @@ from luksrotd.errors import InvalidRequest
 from luksrotd.rotation.edits import PBKDF_TYPES
 
 DEVICE_HELP: Final = "block device, UUID=… or a LUKS UUID; or an image file, that the daemon manages or with --direct"
-
+#: ``options.token`` for "any".
+ANY_TOKEN: Final = -1
 
 Run = Callable[[argparse.Namespace], Report]
 Check = Callable[[argparse.Namespace], None]
@@ -121,6 +122,22 @@ def add_credential(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--key-file", "-d", metavar="FILE", help=help_text)
 
 
+def add_token(parser: argparse.ArgumentParser) -> None:
+    """--token, in place of --key-file; ``request.credential`` heeds it."""
+    instead = "in place of --key-file: a LUKS2 token of the volume opens it (a TPM2, say), number N or any that does"
+    parser.add_argument("--token", type=_token, metavar="N|any", help=instead)
+    help_pin = "with --token: its PIN, all of the file; - for standard input"
+    parser.add_argument("--pin-file", metavar="FILE", help=help_pin)
+
+
+def _token(text: str) -> int:
+    if text == "any":
+        return ANY_TOKEN
+    if (number := int(text)) < 0:
+        raise ValueError(text)
+    return number
+
+
 def add_new_secret(parser: argparse.ArgumentParser, otherwise: str = "you are asked for it") -> None:
     """The new key, its data and the cost of guessing it; ``check_new_secret`` goes with it."""
     group = parser.add_argument_group(f"the new key (without one of these {otherwise})")
@@ -148,6 +165,12 @@ def check_new_secret(options: argparse.Namespace) -> None:
         raise InvalidRequest("cannot print a key and JSON on one standard output: give --output FILE")
     if options.key_file == "-" and options.new_keyfile == "-":
         raise InvalidRequest("cannot read two keys from standard input: give a file for one of them")
+
+
+def add_if_generation(parser: argparse.ArgumentParser) -> None:
+    """Only on the header that the user has seen."""
+    help_text = "only if the sequence number of the header, as show tells it, is still N"
+    parser.add_argument("--if-generation", type=int, metavar="N", help=help_text)
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@
 import argparse
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from luksrotd.ctl.interrupt import interruptible
@@ -35,6 +36,8 @@ def call(options: argparse.Namespace, work: Operation[T]) -> T:
 
 def change(options: argparse.Namespace, request: KeyRequest) -> Report:
     """Change a key of the one volume that the options name; the report."""
+
+    request = replace(request, if_generation=options.if_generation)
 
     async def work(backend: Backend) -> Report:
         with shown() as progress:

@@ -10,7 +10,7 @@ from dbus_next.signature import Variant
 
 from luksrotd.ctl import model
 from luksrotd.ctl.connection import error_of
-from luksrotd.errors import Outcome
+from luksrotd.errors import InvalidRequest, Outcome
 from luksrotd.rotation.edits import Pbkdf
 
 _MEMBERS: Final = {
@@ -41,15 +41,22 @@ class Call:
         self.signature += signature
         self.body.append(value)
 
-    def add_secret(self, secret: int | model.Delivery | None) -> None:
-        """One more argument: a descriptor, a key to be generated, or (None) no secret."""
+    def add_secret(self, secret: model.Credential | model.Delivery | None) -> None:
+        """One more argument: a descriptor, a token, a key to be generated, or (None) no secret."""
         described = {}
         if isinstance(secret, int):
-            described["fd"] = Variant("h", len(self.fds))
-            self.fds.append(secret)
+            described["fd"] = self._fd(secret)
+        elif isinstance(secret, model.Token):
+            described["token"] = Variant("i", -1 if secret.number is None else secret.number)
+            if secret.pin is not None:
+                described["pin-fd"] = self._fd(secret.pin)
         elif secret is not None:
             described["generate"] = Variant("b", True)
         self.add("a{sv}", described)
+
+    def _fd(self, fd: int) -> Variant:
+        self.fds.append(fd)
+        return Variant("h", len(self.fds) - 1)
 
 
 def change(request: model.KeyRequest, group: str = "") -> Call:
@@ -60,7 +67,7 @@ def change(request: model.KeyRequest, group: str = "") -> Call:
     call.add("s", request.name)
     if verb == "set-data":
         call.add("s", json.dumps(request.data or {}))
-        options = {}
+        options.pop("data", None)
     if verb in ("enroll", "rotate", "stage", "remove", "adopt", "recreate"):
         call.add_secret(request.credential)
     if verb in ("enroll", "rotate", "stage", "recreate"):
@@ -87,11 +94,73 @@ def change_set(paths: Sequence[str], request: model.KeyRequest) -> Call:
     return call
 
 
+def volume(found: Mapping[str, Any], data: Mapping[str, Mapping[str, Any] | None]) -> model.Volume:
+    """A volume by its properties; ``data``: the associated data of its keys, by name."""
+    return model.Volume(
+        device=found["Node"],
+        uuid=found["UUID"],
+        label=found["Label"],
+        seqid=found["Generation"],
+        keys=keys(found, data),
+        keyslots=found["Keyslots"],
+        ordinary_keyslots=found["OrdinaryKeyslots"],
+        tokens=dict(found["Tokens"]),
+        problems=findings(found["Problems"]),
+        busy=found["Busy"],
+    )
+
+
+def keys(found: Mapping[str, Any], data: Mapping[str, Mapping[str, Any] | None]) -> list[model.Key]:
+    """The managed keys among the properties of a volume."""
+    return [
+        model.Key(
+            token=key["token"],
+            name=key["name"],
+            generation=key["generation"],
+            state=key["state"],
+            keyslot=_keyslot(key),
+            rotated_at=key["rotated-at"],
+            wipe_pending=key["wipe-pending"],
+            changed=key["changed"],
+            data=data.get(key["name"]),
+            expires_at=key["expires-at"],
+            set=key["group"],
+            set_size=key["group-size"],
+        )
+        for key in map(values, found["Keys"])
+    ]
+
+
+def findings(found: Sequence[Sequence[str]]) -> Sequence[model.Finding]:
+    """What reconcile has found."""
+    return [model.Finding(code, action, message) for code, action, message in found]
+
+
+def verify(name: str, credential: model.Credential) -> Call:
+    """The call on a device."""
+    call = Call("VerifyKey", "s", [name])
+    call.add_secret(credential)
+    call.add("a{sv}", {})
+    return call
+
+
+def scrub(if_generation: int | None) -> Call:
+    """The call on a device."""
+    call = Call("Scrub")
+    call.add("a{sv}", _options(model.KeyRequest("scrub", "", if_generation=if_generation)))
+    return call
+
+
+def difference(one: Sequence[Any]) -> model.Difference:
+    """What becomes of one object of a volume."""
+    what, name, how, before, after = one
+    return model.Difference(what, name, how, values(before), values(after))
+
+
 def key_change(result: Mapping[str, Any]) -> model.KeyChange:
     """What became of a key."""
-    keyslot = None if result["keyslot"] < 0 else result["keyslot"]
     seqids = (result["seqid-before"], result["seqid-after"])
-    return model.KeyChange(result["name"], result["generation"], keyslot, *seqids)
+    return model.KeyChange(result["name"], result["generation"], _keyslot(result), *seqids)
 
 
 def set_change(paths: Sequence[str], result: Mapping[str, Any]) -> model.SetChange:
@@ -137,11 +206,22 @@ def _member_change(name: str, member: Mapping[str, Any]) -> model.MemberChange:
 
 
 def _set_member(member: Mapping[str, Any]) -> model.SetMember:
-    keyslot = None if member["keyslot"] < 0 else member["keyslot"]
-    return model.SetMember(member["uuid"], member["standing"], member["generation"], keyslot, member["why"])
+    return model.SetMember(member["uuid"], member["standing"], member["generation"], _keyslot(member), member["why"])
+
+
+def _keyslot(described: Mapping[str, Any]) -> int | None:
+    return None if described["keyslot"] < 0 else int(described["keyslot"])
 
 
 def _options(request: model.KeyRequest) -> dict[str, Variant]:
+    """Raises ``InvalidRequest`` for a number that no daemon could take."""
+    try:
+        return _described(request)
+    except ValueError as error:
+        raise InvalidRequest(f"cannot ask luksrotd: {error}") from error
+
+
+def _described(request: model.KeyRequest) -> dict[str, Variant]:
     options = {}
     if request.data is not None:
         options["data"] = Variant("s", json.dumps(request.data))
@@ -149,6 +229,8 @@ def _options(request: model.KeyRequest) -> dict[str, Variant]:
         options["volume-key"] = Variant("b", True)
     if request.expires is not None:
         options["expires"] = Variant("t", request.expires)
+    if request.if_generation is not None:
+        options["if-generation"] = Variant("t", request.if_generation)
     if request.generation is not None:
         options["key-generation"] = Variant("u", request.generation)
     return options | (_cost(request.pbkdf) if request.pbkdf is not None else {})

@@ -57,7 +57,7 @@ def build_parser() -> Parser:
 
 def _check(options: argparse.Namespace) -> None:
     if not (options.bus or options.direct):
-        raise InvalidRequest(f"cannot {options.verb} over the bus: use --direct, as root")
+        raise InvalidRequest(f"cannot use {options.verb} over the bus: use --direct, as root")
     options.check(options)
 
 

@@ -4,7 +4,8 @@
 import asyncio
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 from dbus_next.aio.message_bus import MessageBus
@@ -12,7 +13,7 @@ from dbus_next.constants import BusType, MessageFlag, MessageType
 from dbus_next.message import Message
 
 from luksrotd import errors, names
-from luksrotd.errors import LuksrotdError, Outcome, Unreachable
+from luksrotd.errors import Internal, InvalidRequest, LuksrotdError, Outcome, Unreachable
 
 _BUS: Final = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
 _PROPERTIES: Final = "org.freedesktop.DBus.Properties"
@@ -30,8 +31,9 @@ class Connection:
 
     def __init__(self) -> None:
         self.signals: asyncio.Queue[Message | None] = asyncio.Queue()
+        #: Unique name of the daemon that has answered last.
+        self.owner = ""
         self._bus: MessageBus | None = None
-        self._owner = ""
 
     async def listen(self) -> None:
         """Have the signals come."""
@@ -53,7 +55,7 @@ class Connection:
     ) -> Message:
         """The reply of the daemon; ``member`` is an interface and a method of it, ``lost`` the outcome if none comes.
 
-        Raises ``Unreachable``, and what the daemon raised.
+        Raises ``Unreachable``, ``InvalidRequest`` for what no message can hold, and what the daemon raised.
         """
         interactive = sys.stdin is not None and sys.stdin.isatty()
         message = Message(
@@ -67,13 +69,14 @@ class Connection:
             flags=MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else MessageFlag.NONE,
         )
         reply = _checked(await self._send(message, lost), lost)
-        self._owner = str(reply.sender)
+        self.owner = str(reply.sender)
         return reply
 
-    async def properties(self, path: str, interface: str) -> dict[str, Any]:
-        """All properties of an interface."""
-        reply = await self.call(path, (_PROPERTIES, "GetAll"), "s", [interface])
-        return {name: variant.value for name, variant in reply.body[0].items()}
+    async def properties(self, path: str, interface: str, lost: Outcome = Outcome.UNCHANGED) -> dict[str, Any]:
+        """All properties of an interface; ``lost`` as of ``call``."""
+        reply = await self.call(path, (_PROPERTIES, "GetAll"), "s", [interface], lost=lost)
+        with understood():
+            return {name: variant.value for name, variant in reply.body[0].items()}
 
     def close(self) -> None:
         """Leave the bus."""
@@ -86,15 +89,30 @@ class Connection:
                 self._bus = await MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True).connect()
                 self._bus.add_message_handler(self._on_message)
             return await self._bus.call(message)
+        except ValueError as error:  # a number out of range, a file name that is no text: nothing has been sent
+            raise InvalidRequest(f"cannot ask luksrotd: {error}") from error
         except Exception as error:
             reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
             raise _unreachable(reason, lost) from error
 
     def _on_message(self, message: Message) -> None:
         # A signal that is sent to this connection alone passes every match rule: look at who sent it.
-        ours = message.message_type is MessageType.SIGNAL and message.sender in (self._owner, _BUS[0])
+        ours = message.message_type is MessageType.SIGNAL and message.sender in (self.owner, _BUS[0])
         if ours and message.member in ("Completed", "PropertiesChanged", "NameOwnerChanged"):
             self.signals.put_nowait(message)
+
+
+@contextmanager
+def understood(known: Outcome = Outcome.UNCHANGED) -> Iterator[None]:
+    """A block that takes apart what the daemon says, which may be of another version; raises ``Internal``.
+
+    ``known``: what is true of the device then.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        odd = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise Internal(f"cannot understand luksrotd: {odd}; is it of another version?", outcome=known) from error
 
 
 def error_of(name: str, text: str, *, lost: Outcome = Outcome.UNCHANGED) -> LuksrotdError:

@@ -17,7 +17,7 @@ from luksrotd.errors import InvalidRequest
 
 _MICROSECONDS: Final = 1_000_000
 _LIMIT: Final = 100
-_MOST: Final = 1000
+_MOST: Final = 500
 
 
 def add(verbs: Verbs) -> None:
@@ -63,6 +63,5 @@ def _history(options: argparse.Namespace) -> Report:
 def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
     at = datetime.fromtimestamp(int(entry["time"]) / _MICROSECONDS, UTC).strftime("%Y-%m-%d %H:%M:%S")
     by = " ".join(str(entry[field]) for field in ("uid", "client", "unit") if entry.get(field, "") != "")
-    what = " ".join(str(entry[field]) for field in ("message", "error") if entry.get(field))
-    told = (entry.get(field) or "-" for field in ("uuid", "key"))
-    return (at, *told, what, by or "-", str(entry.get("outcome") or "-"))
+    told = (str(entry.get(field) or "-") for field in ("uuid", "key", "message"))
+    return (at, *told, by or "-", str(entry.get("outcome") or "-"))

@@ -10,15 +10,17 @@ from luksrotd.ctl.arguments import (
     add_credential,
     add_device,
     add_engine,
+    add_if_generation,
     add_name,
     add_new_secret,
+    add_token,
     check_engine,
     check_new_secret,
 )
 from luksrotd.ctl.backend import change
 from luksrotd.ctl.model import KeyRequest
 from luksrotd.ctl.report import Report
-from luksrotd.ctl.request import data, key_request
+from luksrotd.ctl.request import check_token, credential, data, key_request
 from luksrotd.errors import InvalidRequest
 
 
@@ -66,6 +68,7 @@ def add(verbs: Verbs) -> None:
     for verb in (remove, set_data, adopt, release, recreate):
         add_device(verb)
         add_name(verb)
+        add_if_generation(verb)
     add_credential(remove, "another key of the volume, one that stays")
     for verb in (remove, set_data):
         add_engine(verb)
@@ -75,6 +78,8 @@ def add(verbs: Verbs) -> None:
     check = "the key of that keyslot: tried before anything is written; without it, it is not tried"
     adopt.add_argument("--key-file", "-d", metavar="FILE", help=check)
     _add_recreate(recreate)
+    for verb in (remove, adopt, recreate):
+        add_token(verb)
 
 
 def _add_recreate(parser: argparse.ArgumentParser) -> None:
@@ -109,8 +114,8 @@ def _makes_new(options: argparse.Namespace) -> bool:
 
 
 def _remove(options: argparse.Namespace) -> Report:
-    with secrets.opened(options.key_file, f"Another key of {options.device}") as credential:
-        return change(options, KeyRequest("remove", options.name, credential))
+    with credential(options, f"Another key of {options.device}") as shown:
+        return change(options, KeyRequest("remove", options.name, shown))
 
 
 def _set_data(options: argparse.Namespace) -> Report:
@@ -119,10 +124,11 @@ def _set_data(options: argparse.Namespace) -> Report:
 
 def _adopt(options: argparse.Namespace) -> Report:
     request = KeyRequest("adopt", options.name, data=data(options.data), keyslot=options.keyslot)
-    if options.key_file is None:
+    check_token(options)
+    if options.key_file is None and options.token is None:
         return change(options, request)
-    with secrets.opened(options.key_file, f"Key of keyslot {options.keyslot} of {options.device}") as credential:
-        return change(options, replace(request, credential=credential))
+    with credential(options, f"Key of keyslot {options.keyslot} of {options.device}") as shown:
+        return change(options, replace(request, credential=shown))
 
 
 def _release(options: argparse.Namespace) -> Report:
@@ -133,5 +139,5 @@ def _recreate(options: argparse.Namespace) -> Report:
     if _makes_new(options):
         with key_request(options, options.volume_key_file) as request:
             return change(options, replace(request, volume_key=options.volume_key_file is not None))
-    with secrets.opened(options.key_file, f"Key {options.name} of {options.device}") as credential:
-        return change(options, KeyRequest("recreate", options.name, credential, data=data(options.data)))
+    with credential(options, f"Key {options.name} of {options.device}") as shown:
+        return change(options, KeyRequest("recreate", options.name, shown, data=data(options.data)))

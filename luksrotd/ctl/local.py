@@ -12,7 +12,7 @@ from luksrotd.ctl import model, secrets
 from luksrotd.ctl.naming import uuid_of
 from luksrotd.errors import DeviceError, InvalidRequest, LockError, NotAuthorized, Outcome
 from luksrotd.names import ATOMIC
-from luksrotd.ports import DeviceRef, GenerateInto, SecretFd, SecretSource
+from luksrotd.ports import DeviceRef, GenerateInto, SecretFd, SecretSource, TokenSource
 from luksrotd.rotation.edits import NEW, PBKDF_FOR_RANDOM_KEYS, UNLOCK, VOLUME_KEY, Pbkdf
 
 #: The last stage of an operation (``service.progress.Stage.DONE``): from then on there is nothing to be stopped.
@@ -70,35 +70,35 @@ class Local:
         self, device: model.Device, request: model.KeyRequest, progress: model.Progress
     ) -> model.KeyChange:
         """See ``model.Backend``."""
-        ref = ref_of(device)
+        ref, volumes = ref_of(device), self.volumes.at(request.if_generation)
         async with self._prepared(request) as (sources, pbkdf, deliver):
             watched = self.watched(progress)
             anew: dict[str, Any] = {"pbkdf": pbkdf, "progress": watched, "deliver": deliver}
             name: dict[str, Any] = {"name": request.name}
             match request.verb:
                 case "enroll":
-                    done = await self.volumes.enroll(ref, sources, data=request.data or {}, **anew, **name)
+                    done = await volumes.enroll(ref, sources, data=request.data or {}, **anew, **name)
                 case "rotate":
-                    done = await self.volumes.rotate(ref, sources, data=request.data, **anew, **name)
+                    done = await volumes.rotate(ref, sources, data=request.data, **anew, **name)
                 case "recreate":
-                    done = await self.volumes.recreate(ref, sources, data=request.data, **anew, **name)
+                    done = await volumes.recreate(ref, sources, data=request.data, **anew, **name)
                 case "stage":
                     hold = direct.Hold(_expiry(request))
-                    done = await self.volumes.stage(ref, sources, data=request.data, hold=hold, **anew, **name)
+                    done = await volumes.stage(ref, sources, data=request.data, hold=hold, **anew, **name)
                 case "finish" | "abort":
-                    use = self.volumes.abort if request.verb == "abort" else self.volumes.finish
+                    use = volumes.abort if request.verb == "abort" else volumes.finish
                     group = await self._set_of(ref, request.name) if request.alone else None
                     done = await use(ref, generation=request.generation, group=group, progress=watched, **name)
                 case "remove":
-                    done = await self.volumes.remove(ref, sources, progress=watched, **name)
+                    done = await volumes.remove(ref, sources, progress=watched, **name)
                 case "set-data":
-                    done = await self.volumes.set_data(ref, request.data or {}, **name)
+                    done = await volumes.set_data(ref, request.data or {}, progress=watched, **name)
                 case "adopt":
                     assert request.keyslot is not None  # noqa: S101 -- for mypy: the command line has it
                     adopted: dict[str, Any] = {"data": request.data or {}, "progress": watched}
-                    done = await self.volumes.adopt(ref, request.keyslot, sources, **adopted, **name)
+                    done = await volumes.adopt(ref, request.keyslot, sources, **adopted, **name)
                 case "release":
-                    done = await self.volumes.release(ref, **name)
+                    done = await volumes.release(ref, progress=watched, **name)
                 case _:
                     raise InvalidRequest(f"cannot {request.verb} a key")
         return _changed_key(done)
@@ -137,15 +137,16 @@ class Local:
             found.name, set_id, size, str(found.state), sorted(map(str, found.steps)), found.why, members
         )
 
-    async def scrub(self, device: model.Device, progress: model.Progress) -> int:
+    async def scrub(self, device: model.Device, progress: model.Progress, if_generation: int | None = None) -> int:
         """See ``model.Backend``."""
         with permissions():
-            return (await self.volumes.scrub(ref_of(device), progress=self.watched(progress))).bytes
+            volumes = self.volumes.at(if_generation)
+            return (await volumes.scrub(ref_of(device), progress=self.watched(progress))).bytes
 
-    async def verify(self, device: model.Device, name: str, credential: int) -> bool:
+    async def verify(self, device: model.Device, name: str, credential: model.Credential) -> bool:
         """See ``model.Backend``."""
         with permissions():
-            return await self.volumes.verify(ref_of(device), SecretFd(credential), name=name)
+            return await self.volumes.verify(ref_of(device), _source(credential), name=name)
 
     async def reconcile(self, device: model.Device, *, dry_run: bool, retire_expired: bool = False) -> model.Reconciled:
         """See ``model.Backend``."""
@@ -183,7 +184,7 @@ class Local:
         """The secrets of ``request``, the cost of the new key, and what hands over a generated one."""
         sources: dict[str, SecretSource] = {}
         if request.credential is not None:
-            sources[VOLUME_KEY if request.volume_key else UNLOCK] = SecretFd(request.credential)
+            sources[VOLUME_KEY if request.volume_key else UNLOCK] = _source(request.credential)
         with permissions():
             if request.new is None or isinstance(request.new, int):
                 if request.new is not None:
@@ -211,6 +212,12 @@ class Local:
 
 async def _nothing() -> None:
     pass
+
+
+def _source(credential: model.Credential) -> SecretSource:
+    if isinstance(credential, int):
+        return SecretFd(credential)
+    return TokenSource(credential.number, None if credential.pin is None else SecretFd(credential.pin))
 
 
 def ref_of(device: model.Device) -> DeviceRef:

@@ -103,6 +103,18 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True)
+class Token:
+    """A credential that a LUKS2 token gives: its number, or None for any that does; a descriptor of its PIN."""
+
+    number: int | None
+    pin: int | None = None
+
+
+#: A descriptor to read it from, or a token to ask for it.
+Credential = int | Token
+
+
+@dataclass(frozen=True, slots=True)
 class KeyRequest:
     """A change of a managed key; the secrets are descriptors to read from.
 
@@ -112,11 +124,12 @@ class KeyRequest:
     luksrotd.  ``expires``: seconds until a staged key counts as forgotten, 0 for never, None as configured.
     ``generation``: only if that one is staged.  ``alone``: without the others of its set.  ``set``: the id of the set,
     None for the one that is under way.  ``keep``: what is staged on some stays if it fails on others.
+    ``if_generation``: only if the header is at that sequence number.
     """
 
     verb: str
     name: str
-    credential: int | None = None
+    credential: Credential | None = None
     new: int | Delivery | None = None
     data: Mapping[str, Any] | None = None
     pbkdf: Pbkdf | None = None
@@ -127,6 +140,7 @@ class KeyRequest:
     alone: bool = False
     set: str | None = None
     keep: bool = False
+    if_generation: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,10 +236,10 @@ class Backend(Protocol):
     async def set_status(self, devices: Sequence[Device], name: str, group: str | None) -> SetStatus:
         """Where a rotation in two steps stands; ``group``: the id of the set."""
 
-    async def scrub(self, device: Device, progress: Progress) -> int:
-        """Overwrite all keyslot space that is not in use; bytes."""
+    async def scrub(self, device: Device, progress: Progress, if_generation: int | None = None) -> int:
+        """Overwrite all keyslot space that is not in use; bytes.  ``if_generation`` as of ``KeyRequest``."""
 
-    async def verify(self, device: Device, name: str, credential: int) -> bool:
+    async def verify(self, device: Device, name: str, credential: Credential) -> bool:
         """Whether the credential is the managed key ``name``."""
 
     async def reconcile(self, device: Device, *, dry_run: bool, retire_expired: bool = False) -> Reconciled:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from luksrotd.ctl import secrets
+from luksrotd.ctl.arguments import ANY_TOKEN
 from luksrotd.ctl.delivery import ToFile, ToStdout
-from luksrotd.ctl.model import Device, KeyRequest
+from luksrotd.ctl.model import Credential, Device, KeyRequest, Token
 from luksrotd.errors import InvalidRequest
 from luksrotd.rotation.edits import Pbkdf
 
@@ -42,11 +43,41 @@ def prints_key(options: argparse.Namespace) -> bool:
 
 
 @contextmanager
+def credential(options: argparse.Namespace, prompt: str) -> Iterator[Credential]:
+    """What --key-file or --token gives, else what somebody types; raises ``LuksrotdError``."""
+    check_token(options)
+    if options.token is None:
+        with secrets.opened(options.key_file, prompt) as key:
+            yield key
+        return
+    number = None if options.token == ANY_TOKEN else options.token
+    if options.pin_file is None:
+        yield Token(number)
+        return
+    with secrets.opened(options.pin_file, "PIN") as pin:
+        yield Token(number, pin)
+
+
+def check_token(options: argparse.Namespace) -> None:
+    """Options that do not go together; raises ``InvalidRequest``."""
+    if options.pin_file is not None and options.token is None:
+        raise InvalidRequest("cannot use --pin-file without --token")
+    others = (options.key_file, getattr(options, "volume_key_file", None))
+    if options.token is not None and others != (None, None):
+        raise InvalidRequest("cannot use --token together with a key file")
+    if options.pin_file == secrets.STDIN == getattr(options, "new_keyfile", None):
+        raise InvalidRequest("cannot read two secrets from standard input: give a file for one of them")
+
+
+@contextmanager
 def key_request(options: argparse.Namespace, key_file: str | None = None) -> Iterator[KeyRequest]:
     """A new key, with its secrets open; ``key_file`` in place of --key-file.  Raises ``LuksrotdError``."""
     associated, cost = data(options.data), pbkdf(options)
     with ExitStack() as stack:
-        credential = stack.enter_context(secrets.opened(key_file or options.key_file, f"Any key of {target(options)}"))
+        prompt = f"Any key of {target(options)}"
+        check_token(options)
+        opened = credential(options, prompt) if key_file is None else secrets.opened(key_file, prompt)
+        unlock = stack.enter_context(opened)
         new: int | ToFile | ToStdout
         if not options.generate:
             prompt = f"New key {options.name} of {target(options)}"
@@ -55,7 +86,7 @@ def key_request(options: argparse.Namespace, key_file: str | None = None) -> Ite
             new = stack.enter_context(ToFile(options.output))
         else:
             new = ToStdout()
-        yield KeyRequest(options.verb, options.name, credential, new, associated, cost)
+        yield KeyRequest(options.verb, options.name, unlock, new, associated, cost)
 
 
 def seconds(text: str, option: str = "--expires") -> int:

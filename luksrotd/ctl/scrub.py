@@ -3,7 +3,7 @@
 
 import argparse
 
-from luksrotd.ctl.arguments import Verbs, add_device
+from luksrotd.ctl.arguments import Verbs, add_device, add_if_generation
 from luksrotd.ctl.backend import call
 from luksrotd.ctl.exits import Exit
 from luksrotd.ctl.model import Backend
@@ -23,12 +23,13 @@ def add(verbs: Verbs) -> None:
         bus=True,
     )
     add_device(scrub)
+    add_if_generation(scrub)
 
 
 def _scrub(options: argparse.Namespace) -> Report:
     async def work(backend: Backend) -> int:
         with shown() as progress:
-            return await backend.scrub(device(options), progress)
+            return await backend.scrub(device(options), progress, options.if_generation)
 
     written = call(options, work)
     text = f"overwrote {written} bytes of unused keyslot space of {options.device}"

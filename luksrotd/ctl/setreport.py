@@ -44,7 +44,9 @@ def set_changed(verb: str, devices: Sequence[str], done: SetChange, output: str 
         error = failure(member.error) if member.error else {}
         volumes.append({"device": device, "happened": member.happened, **change, **error})
         now = f"generation {member.change.generation} in keyslot {member.change.keyslot}" if member.change else "-"
-        rows.append((device, _HAPPENED[member.happened], now, told(member.error) if member.error else "-"))
+        rows.append(
+            (device, _HAPPENED.get(member.happened, member.happened), now, told(member.error) if member.error else "-")
+        )
     document = {
         "name": done.name,
         "set": done.set,
@@ -54,7 +56,7 @@ def set_changed(verb: str, devices: Sequence[str], done: SetChange, output: str 
     }
     text: list[str | Table] = [
         Table(("DEVICE", "DONE", "KEY NOW", "ERROR"), rows),
-        f"key {done.name}, set {done.set} of {done.size} volumes: {_NEXT[done.state]}",
+        f"key {done.name}, set {done.set} of {done.size} volumes: {_NEXT.get(done.state, done.state)}",
     ]
     if output is not None:
         document["output"] = output
@@ -92,7 +94,7 @@ def set_status(devices: Sequence[str], found: SetStatus) -> Report:
     following = _NEXT_ALONE if len(devices) == 1 and found.set is None else _NEXT
     text: list[str | Table] = [
         Table(("DEVICE", "STANDING", "GENERATION", "WHAT IS ODD"), rows),
-        f"key {found.name}, {what}: {found.why or following[found.state]}",
+        f"key {found.name}, {what}: {found.why or following.get(found.state, found.state)}",
     ]
     status = Exit.PERSON if found.state == "mixed" else Exit.DONE
     return Report(status, document, text, read_only=True)

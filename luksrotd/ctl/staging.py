@@ -10,8 +10,10 @@ from luksrotd.ctl.arguments import (
     add_credential,
     add_device,
     add_engine,
+    add_if_generation,
     add_name,
     add_new_secret,
+    add_token,
     check_engine,
     check_new_secret,
 )
@@ -43,7 +45,9 @@ def add(verbs: Verbs) -> None:
     stage.description = f"{stage.description}\n\n{_SET_HELP}"
     _add_devices(stage)
     add_credential(stage, "key that unlocks the volumes: any of their keys")
+    add_token(stage)
     add_new_secret(stage)
+    add_if_generation(stage)
     add_engine(stage)
     waiting = stage.add_argument_group("until it is finished or aborted")
     expires = "when it is reported as forgotten: 45m, 12h, 30d, 6w or never (default: as configured, or else 30d)"
@@ -61,6 +65,7 @@ def add(verbs: Verbs) -> None:
         verb.add_argument("--generation", type=int, metavar="N", help="only if generation N is the staged one")
         alone = "this volume only, without the others of its set (if they are lost, say)"
         verb.add_argument("--alone", action="store_true", help=alone)
+        add_if_generation(verb)
         add_engine(verb)
     status = verbs.add(
         "status",
@@ -86,8 +91,14 @@ def _check_header(options: argparse.Namespace) -> None:
         raise InvalidRequest("cannot use --header: it takes exactly one device")
 
 
-def _check_stage(options: argparse.Namespace) -> None:
+def _check_one(options: argparse.Namespace) -> None:
     _check_header(options)
+    if options.if_generation is not None and not _is_alone(options):
+        raise InvalidRequest("cannot use --if-generation with a set of devices: it takes exactly one")
+
+
+def _check_stage(options: argparse.Namespace) -> None:
+    _check_one(options)
     check_new_secret(options)
     check_engine(options)
     if options.expires is not None:
@@ -95,7 +106,7 @@ def _check_stage(options: argparse.Namespace) -> None:
 
 
 def _check_end(options: argparse.Namespace) -> None:
-    _check_header(options)
+    _check_one(options)
     check_engine(options)
     if len(options.devices) > 1 and (options.generation is not None or options.alone):
         raise InvalidRequest("cannot use --generation and --alone with several devices: they take exactly one")

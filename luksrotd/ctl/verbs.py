@@ -5,14 +5,15 @@ import argparse
 from collections.abc import Awaitable
 from typing import TypeVar
 
-from luksrotd.ctl import secrets
 from luksrotd.ctl.arguments import (
     Verbs,
     add_credential,
     add_device,
     add_engine,
+    add_if_generation,
     add_name,
     add_new_secret,
+    add_token,
     check_engine,
     check_new_secret,
 )
@@ -20,7 +21,7 @@ from luksrotd.ctl.backend import call, change
 from luksrotd.ctl.exits import Exit, status_of, worst
 from luksrotd.ctl.model import Backend, Device, Reconciled
 from luksrotd.ctl.report import Failed, Report, listed, reconciled, showed, verified
-from luksrotd.ctl.request import device, key_request
+from luksrotd.ctl.request import credential, device, key_request
 from luksrotd.errors import Cancelled, InvalidRequest, LuksrotdError
 
 T = TypeVar("T")
@@ -64,7 +65,9 @@ def add(verbs: Verbs) -> None:
         add_device(verb)
         add_name(verb)
         add_credential(verb, "key that unlocks the volume: any of its keys")
+        add_token(verb)
         add_new_secret(verb)
+        add_if_generation(verb)
         add_engine(verb)
     verify = verbs.add(
         "verify",
@@ -77,6 +80,7 @@ def add(verbs: Verbs) -> None:
     add_device(verify)
     add_name(verify)
     add_credential(verify, "key to be checked")
+    add_token(verify)
 
 
 def _check_change(options: argparse.Namespace) -> None:
@@ -107,10 +111,10 @@ def _show(options: argparse.Namespace) -> Report:
 
 
 def _verify(options: argparse.Namespace) -> Report:
-    with secrets.opened(options.key_file, f"Key {options.name} of {options.device}") as credential:
+    with credential(options, f"Key {options.name} of {options.device}") as shown:
 
         async def work(backend: Backend) -> Report:
-            matches = await backend.verify(device(options), options.name, credential)
+            matches = await backend.verify(device(options), options.name, shown)
             return verified(options.device, options.name, matches=matches)
 
         return call(options, work)

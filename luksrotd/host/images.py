@@ -163,6 +163,10 @@ def look(volume: ManagedVolume, before: Look, uuid_of: UuidOf) -> Look:
     except LuksrotdError as error:
         # What was there before keeps its object, which says what is wrong; try again next time.
         return Look((), shown if shown and (shown.node, shown.header) == places else None, error.message)
+    except Exception:
+        # A header that no code foresaw must not end the looking, at this volume or at all others.
+        log.exception("cannot look at %s", node)
+        return Look(signature, shown if shown and (shown.node, shown.header) == places else None, "internal error")
     if uuid is None:
         return Look(signature, None, "it holds no LUKS2 volume")
     return Look(signature, Shown(node, header, uuid))

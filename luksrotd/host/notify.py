@@ -3,7 +3,7 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from systemd import daemon as systemd_daemon
 
@@ -40,6 +40,43 @@ class ServiceManager:
             systemd_daemon.notify("\n".join(assignments))
         except (OSError, ValueError):  # the socket is gone; systemd notices by itself
             return
+
+
+class StatusLine:
+    """One line for ``systemctl status``: what troubles the service, and ``usual``; shown from ready to stopping."""
+
+    def __init__(self, manager: ServiceManager, usual: Callable[[], str]) -> None:
+        self._manager = manager
+        self._usual = usual
+        self._troubles: dict[str, str] = {}
+        self._shown = False
+
+    def ready(self, **troubles: str) -> None:
+        """Start-up, or a reload, is done, with these troubles ('' for one that is over)."""
+        self._shown = True
+        self._note(troubles)
+        self._manager.ready(self._text())
+
+    def say(self, about: str, trouble: str) -> None:
+        """There is that trouble now, or ('') it is over."""
+        self._note({about: trouble})
+        self.show()
+
+    def show(self) -> None:
+        """As it is now."""
+        if self._shown:
+            self._manager.status(self._text())
+
+    def stopping(self, text: str) -> None:
+        """The last line."""
+        self._shown = False
+        self._manager.stopping(text)
+
+    def _note(self, troubles: dict[str, str]) -> None:
+        self._troubles = {about: text for about, text in (self._troubles | troubles).items() if text}
+
+    def _text(self) -> str:
+        return "; ".join([*self._troubles.values(), self._usual()])
 
 
 def watchdog_interval(environment: Mapping[str, str] = os.environ, *, pid: int | None = None) -> float | None:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the kernel tells of a process: its name and its systemd unit.  For the record only: both can be forged."""
+"""What the kernel tells of a process: its name, which it chooses itself, and its systemd unit.  For the record only.
+
+The unit's ``ProtectProc=invisible`` hides nothing here: the daemon is in group root, which hidepid= exempts (proc(5)).
+"""
 
 import os
 from pathlib import Path

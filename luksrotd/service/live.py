@@ -20,11 +20,12 @@ from luksrotd.errors import (
 )
 from luksrotd.luks2.areas import Extent
 from luksrotd.ports import DeviceRef, EngineSession, HeaderDevice, Host, LiveEngine, SecretSource
-from luksrotd.rotation import policy, stepwise
+from luksrotd.rotation import policy, reconcile, stepwise
 from luksrotd.rotation.edits import VOLUME_KEY, AddKeyslot, DestroyKeyslot, Edit
 from luksrotd.rotation.protocol import Phase
 from luksrotd.rotation.stepwise import Steps
 from luksrotd.rotation.view import DeviceView
+from luksrotd.service.audit import Audit
 from luksrotd.service.cancellation import PointOfNoReturn, cancellable, heed_cancellation
 from luksrotd.service.progress import Progress, Stage, ignore
 from luksrotd.service.shadowing import unlock
@@ -61,6 +62,7 @@ class Stepper:
 
     def __init__(self, host: Host, live: LiveEngine, *, attempts: int = ATTEMPTS) -> None:
         self._host = host
+        self._audit = Audit(host)
         self._live = live
         self._attempts = attempts
 
@@ -222,12 +224,15 @@ class Stepper:
         """
 
         async def work(point: PointOfNoReturn) -> None:
+            found: DeviceView | None = None
             for _ in range(self._attempts):
                 seen = (await self._look(ref, device)).view
+                found = found or seen
                 policy.check_requirements(seen)
                 if seen.pair.doubt:
                     raise NeedsReconcile(f"cannot tell which header copy is in force: {seen.pair.doubt}")
                 if seen.pair.agree and stepwise.leftovers(seen) is None:
+                    self._record(ref, found, seen)
                     return
                 try:
                     await self._settle_once(_Volume(ref, device, point))
@@ -237,6 +242,12 @@ class Stepper:
 
         await cancellable(work)
         heed_cancellation()
+
+    def _record(self, ref: DeviceRef, before: DeviceView, after: DeviceView) -> None:
+        left = reconcile.diagnose(after, (), reconcile.CRASHES_ONLY)
+        gone = [one for one in reconcile.diagnose(before, (), reconcile.CRASHES_ONLY) if one not in left]
+        if before.pair.raw != after.pair.raw:
+            self._audit.reconciled(ref, before, after, gone)
 
     async def _settle_once(self, volume: _Volume) -> None:
         async with self._live.session(volume.device, {}) as session:

@@ -8,11 +8,12 @@ from dataclasses import replace
 from typing import Any, Final
 
 from luksrotd.config import Config
-from luksrotd.errors import Busy, LuksrotdError, Outcome
+from luksrotd.errors import Busy, Internal, LuksrotdError, Outcome
 from luksrotd.ports import Caller
 from luksrotd.rotation.edits import UNLOCK, Pbkdf
 from luksrotd.rotation.reconcile import Action, Code
 from luksrotd.service import planning, verbs
+from luksrotd.service.cancellation import to_the_end
 from luksrotd.service.handover import Secrets
 from luksrotd.service.jobs import Job, Kind
 from luksrotd.service.memory import WORKER_KIB
@@ -55,7 +56,7 @@ class Operations:
         async def work(job: Job) -> object:
             call = Call(self._registry.writable(uuid).ref, wanted, secrets, job.entered)
             result = await verbs.carry_out(kind, self._volumes, call)
-            await self._registry.settle(uuid)  # who learns that it is done shall find it so
+            await self._settle(uuid)
             return result
 
         try:
@@ -129,6 +130,9 @@ class Operations:
                     return await self.reconcile(uuid, owner, dry_run=dry_run, retire_expired=retire_expired)
                 except LuksrotdError as error:
                     return error
+                except Exception:  # a header that no code foresaw must not keep the others from their turn
+                    log.exception("cannot reconcile %s", uuid)
+                    return Internal("cannot reconcile the volume: internal error", outcome=Outcome.UNKNOWN)
 
         uuids = sorted(self._registry.volumes)
         return dict(zip(uuids, await asyncio.gather(*map(one, uuids)), strict=True))
@@ -164,13 +168,17 @@ class Operations:
     def job_forgotten(self, job: Job) -> None:
         """Nothing is left of it."""
 
+    async def _settle(self, uuid: str) -> None:
+        """Who learns that it is done shall find it so; a cancel that comes now must not hide that it is."""
+        await to_the_end(self._registry.settle(uuid))
+
     def _reconcile(self, uuid: str, owner: Caller | None, *, retire_expired: bool) -> Job:
         self._registry.writable(uuid)
 
         async def work(_: Job) -> object:
             ref = self._registry.writable(uuid).ref
             result = await self._volumes.reconcile(ref, retire_expired=retire_expired)
-            await self._registry.settle(uuid)
+            await self._settle(uuid)
             return result
 
         return self._runner.submit(Request(Kind.RECONCILE, (uuid,), work, owner=owner, memory_kib=WORKER_KIB))

@@ -11,6 +11,7 @@ from luksrotd.rotation.reconcile import Action, Finding
 from luksrotd.rotation.view import DeviceView
 from luksrotd.service import audit
 from luksrotd.service.audit import Audit
+from luksrotd.service.cancellation import heed_cancellation, to_the_end
 from luksrotd.service.suspects import Suspects
 from luksrotd.service.transaction import Mended, Transactor
 
@@ -82,7 +83,10 @@ class Reconciler:
             if not dry_run and any(finding.action is Action.REPAIR for finding in found):
                 done = await self._mend(ref, device, seen, rules)
         left = reconcile.diagnose(done.view, foreign, rules)
-        notes = await self._suspects.reconciled(done.view, clean=not (dry_run or left))
+        # A cancel that comes now must not hide what has been mended, nor keep it out of the record.
+        notes = await to_the_end(self._suspects.reconciled(done.view, clean=not (dry_run or left)))
+        if done.view is seen:
+            heed_cancellation()
         result = Reconciled(seen.uuid, (*found, *notes), (*left, *notes), done.view.seqid, done.differences)
         if result.repaired and not dry_run:
             self._audit.reconciled(ref, seen, done.view, result.repaired)

@@ -180,7 +180,7 @@ class Runner:
             self._start(self._queued[entry.number])
 
     def _on_change(self, job: Job) -> None:
-        if job.step is Stage.DELIVERING and job.number in self._running:
+        if _is_idle(job) and job.number in self._running:
             self._start_what_may()  # it leaves its place to others until its owner has stored the key
 
     def _start(self, work: "_Work") -> None:
@@ -267,9 +267,12 @@ async def _run(work: _Work) -> object:
 
 
 def _entries(works: Mapping[int, _Work]) -> list[Entry]:
-    return [
-        replace(_entry(number, work.request), idle=work.job.step is Stage.DELIVERING) for number, work in works.items()
-    ]
+    return [replace(_entry(number, work.request), idle=_is_idle(work.job)) for number, work in works.items()]
+
+
+def _is_idle(job: Job) -> bool:
+    """Whether all keys are derived; those of a set are not before its last volume, which nobody can tell."""
+    return job.step is Stage.DELIVERING and len(job.volumes) == 1
 
 
 def _entry(number: int, request: Request) -> Entry:

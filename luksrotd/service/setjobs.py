@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The verbs of a set of volumes as jobs: one job for all of its volumes."""
 
+import asyncio
 from collections.abc import Iterator, Sequence
 
 from luksrotd.errors import InvalidRequest, LuksrotdError, Outcome
@@ -61,8 +62,7 @@ class SetJobs:
         return await self._sets.status(refs, name=name, group=group)
 
     async def _settle(self, uuids: Sequence[str]) -> None:
-        for uuid in uuids:
-            await self._registry.settle(uuid)
+        await asyncio.gather(*map(self._registry.settle, uuids))  # a disk that hangs holds it up only once
 
     async def _carry_out(
         self, kind: Kind, refs: Sequence[DeviceRef], wanted: Wanted, secrets: Secrets, job: Job

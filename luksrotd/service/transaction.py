@@ -204,29 +204,24 @@ class Transactor:
 
     async def opened_by(self, ref: DeviceRef, source: SecretSource) -> int:
         """The keyslot that the secret opens, tried on a shadow; raises ``WrongCredential``."""
-        async with self.opened(ref) as device:
-            snapshot = await self._access.snapshot(ref, device, unlocking_areas)
-            async with workbench(self._host, snapshot.pair.length, {UNLOCK: source}) as bench:
-                bench.fill(snapshot)
-                return await bench.session.unlock()
+        snapshot = await self.read(ref, unlocking_areas)
+        async with workbench(self._host, snapshot.pair.length, {UNLOCK: source}) as bench:
+            bench.fill(snapshot)
+            return await bench.session.unlock()
 
     async def check_volume_key(self, ref: DeviceRef, source: SecretSource) -> None:
         """Raise ``WrongCredential`` unless the secret is the volume key, tried on a shadow."""
-        async with self.opened(ref) as device:
-            snapshot = await self._access.snapshot(ref, device, no_areas)
-            async with workbench(self._host, snapshot.pair.length, {VOLUME_KEY: source}) as bench:
-                bench.fill(snapshot)
-                await bench.session.take_volume_key()
+        snapshot = await self.read(ref, no_areas)
+        async with workbench(self._host, snapshot.pair.length, {VOLUME_KEY: source}) as bench:
+            bench.fill(snapshot)
+            await bench.session.take_volume_key()
 
     async def opens(self, ref: DeviceRef, keyslot: Callable[[DeviceView], int], source: SecretSource) -> bool:
         """Whether the secret opens the keyslot that ``keyslot`` picks, tried on a shadow."""
-        async with self.opened(ref) as device:
-            snapshot = await self._access.snapshot(
-                ref, device, lambda seen: (seen.metadata.keyslots[keyslot(seen)].area,)
-            )
-            async with workbench(self._host, snapshot.pair.length, {UNLOCK: source}) as bench:
-                bench.fill(snapshot)
-                return await bench.session.opens(keyslot(snapshot.view), UNLOCK)
+        snapshot = await self.read(ref, lambda seen: (seen.metadata.keyslots[keyslot(seen)].area,))
+        async with workbench(self._host, snapshot.pair.length, {UNLOCK: source}) as bench:
+            bench.fill(snapshot)
+            return await bench.session.opens(keyslot(snapshot.view), UNLOCK)
 
     async def mend(self, ref: DeviceRef, device: HeaderDevice, rules: Rules) -> Mended:
         """Make every repair that ``reconcile`` knows, one commit each, with the job lock held.

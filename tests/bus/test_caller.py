@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from dbus_next.errors import DBusError
 from dbus_next.message import Message
 from dbus_next.signature import Variant
 
@@ -51,6 +52,51 @@ async def test_a_caller_is_identified_once(bed):
     assert {(caller.client, caller.unit) for caller, _ in service.toy.calls} == {("a name", "a.service")}
 
 
+async def test_the_first_calls_of_a_client_stay_in_their_order(bed):
+    texts = [str(number) for number in range(20)]
+    asked = []
+
+    def identify(pid, pidfd):
+        asked.append(pid)
+        return "a name", "a.service"
+
+    async with serve() as service, BusClient() as client:
+        service.callers._identify = identify
+        await asyncio.gather(*(client.call(PATH, INTERFACE, "Echo", "s", [text]) for text in texts))
+    assert [arguments for _, arguments in service.toy.calls] == [[text] for text in texts]
+    assert asked == [os.getpid()]
+
+
+class SlowDaemon:
+    """Answers when it is told to: with an error."""
+
+    def __init__(self):
+        self.asked = 0
+        self.asking, self.answering = asyncio.Event(), asyncio.Event()
+
+    async def ask(self, *_, **__):
+        self.asked += 1
+        self.asking.set()
+        await self.answering.wait()
+        raise DBusError("org.freedesktop.DBus.Error.NameHasNoOwner", "no such name")
+
+    def add_message_handler(self, handler):
+        """Nothing vanishes."""
+
+
+async def test_all_calls_of_a_client_that_left_before_it_was_identified_end():
+    daemon = SlowDaemon()
+    callers = Callers(daemon)
+    current_message.set(a_call())
+    calls = [asyncio.ensure_future(callers.current()) for _ in range(3)]
+    await daemon.asking.wait()
+    daemon.answering.set()
+    await asyncio.wait(calls)
+    assert [type(call.exception()) for call in calls] == [CallerVanished] * 3
+    assert daemon.asked == 1
+    assert not callers.is_known(":1.5")
+
+
 class Daemon13:
     """Answers as Debian 13's bus does: with a descriptor of the process."""
 
@@ -71,10 +117,14 @@ class Daemon13:
         """Nothing vanishes."""
 
 
-async def identified(daemon):
+def a_call():
     message = Message(path="/x", interface="a.b", member="C", destination="d.e")
     message.sender = ":1.5"
-    current_message.set(message)
+    return message
+
+
+async def identified(daemon):
+    current_message.set(a_call())
     return await asyncio.create_task(Callers(daemon, client_and_unit).current())
 
 

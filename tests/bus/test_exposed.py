@@ -119,6 +119,38 @@ async def test_a_volume_of_the_system_has_an_action_of_its_own(bed):
         assert actions == [names.ACTION_ROTATE + "-system", names.ACTION_ROTATE]
 
 
+class Meanwhile(Asked):
+    """Something happens while a person makes up their mind, once."""
+
+    def __init__(self, event):
+        super().__init__()
+        self.event = event
+
+    async def check(self, caller, action, details):
+        await super().check(caller, action, details)
+        event, self.event = self.event, lambda: None
+        event()
+
+
+@pytest.mark.asyncio
+async def test_what_it_is_about_may_change_before_the_answer(bed):
+    asked = Meanwhile(lambda: setattr(service.toy, "system", True))
+    async with serve(authority=asked) as service, BusClient() as client:
+        await client.call(PATH, INTERFACE, "Rotate", "sa{sv}", ["k", {}])
+        actions = [action for _, action, _ in asked.questions]
+        assert actions == [names.ACTION_ROTATE, names.ACTION_ROTATE + "-system"]
+
+
+@pytest.mark.asyncio
+async def test_an_answer_about_an_object_that_is_gone_is_void(bed):
+    asked = Meanwhile(lambda: service.bus.unexport(PATH))
+    async with serve(authority=asked) as service, BusClient() as client:
+        with pytest.raises(CallFailed) as caught:
+            await client.call(PATH, INTERFACE, "Rotate", "sa{sv}", ["k", {}])
+        assert caught.value.name == names.ERROR_PREFIX + "UnknownDevice"
+        assert service.toy.calls == []
+
+
 @pytest.mark.asyncio
 async def test_an_interface_that_does_not_know_its_volume_is_of_the_system(bed):
     questions = await Interface("x", None).questions(names.ACTION_ROTATE, "Rotate", [])

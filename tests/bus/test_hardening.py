@@ -6,6 +6,7 @@ passes one day shows a mend that is no longer needed.
 """
 
 import asyncio
+import itertools
 import os
 import signal
 import subprocess
@@ -14,7 +15,10 @@ import pytest
 from dbus_next.constants import MessageFlag
 from dbus_next.message import Message
 
+from luksrotd.bus import connection
 from luksrotd.bus.connection import Bus
+from luksrotd.bus.objects import OBJECT_MANAGER
+from luksrotd.bus.transport import BATCH, BODY_LIMIT, FIELDS_LIMIT
 from tests.bus.probes import PROBES, error_name, open_fds, spin
 from tests.bus.toy import INTERFACE, PATH, serve, serve_plain
 from tests.support.busclient import DAEMON, BusClient, Remote
@@ -72,6 +76,7 @@ async def test_returned_fds_arrive_and_are_closed_here(bed):
 
 async def test_unwanted_replies_close_their_fds(bed):
     async with serve(), BusClient() as client:
+        await client.call(PATH, INTERFACE, "Echo", "s", ["x"])  # who it is, is known then: calls are answered in order
         before = open_fds()
         await client.bus.send(client.message(PATH, INTERFACE, "OpenFd", flags=MessageFlag.NO_REPLY_EXPECTED))
         await client.call(PATH, INTERFACE, "Echo", "s", ["x"])
@@ -167,6 +172,57 @@ async def test_closing_answers_what_is_under_way(bed):
         reply = await hanging
         assert reply.error_name == "org.luksrotd1.Error.Cancelled"
         assert reply.body[0].endswith("(device: unknown-reconcile-needed)")
+
+
+async def test_a_giant_header_is_not_parsed_but_answered(bed):
+    """Nothing but the length of the whole message limits an object path; dbus-next takes seconds for a long one."""
+    async with serve() as service, BusClient() as client:
+        parsed = []
+        service.bus._objects.find = lambda message, find=service.bus._objects.find: (
+            parsed.append(len(message.path)) or find(message)
+        )
+        reading, writing = os.pipe()
+        before = open_fds()
+        for path, body in (
+            ("/a" * FIELDS_LIMIT, "x"),
+            (PATH, "x" * BODY_LIMIT),
+            ("/a" * FIELDS_LIMIT, "x" * BODY_LIMIT),
+        ):
+            reply = await client.reply(path, INTERFACE, "Echo", "s", [body], fds=[reading])
+            assert reply.error_name == "org.freedesktop.DBus.Error.LimitsExceeded"
+        await client.reply("/a" * (FIELDS_LIMIT // 4), INTERFACE, "Echo", "s", ["x"])
+        assert parsed == [FIELDS_LIMIT // 2]
+        assert await client.call(PATH, INTERFACE, "Echo", "s", ["still there"]) == ["still there"]
+        assert open_fds() == before
+        os.close(reading)
+        os.close(writing)
+
+
+async def test_long_answers_share_the_loop(bed, monkeypatch):
+    """As many in a turn as fit in its time: one, if each takes all of it."""
+    monkeypatch.setattr(connection, "TURN_SECONDS", 0.0)
+    async with serve() as service, BusClient() as client:
+        turns = []
+        handled = 0
+        answer = service.bus._on_message
+
+        def count(*arguments, **keywords):
+            nonlocal handled
+            handled += 1
+            answer(*arguments, **keywords)
+
+        async def other():
+            while True:
+                turns.append(handled)
+                await asyncio.sleep(0)
+
+        service.bus._on_message = count
+        counting = asyncio.ensure_future(other())
+        await asyncio.gather(
+            *(client.call("/org/luksrotd1", OBJECT_MANAGER, "GetManagedObjects") for _ in range(BATCH))
+        )
+        counting.cancel()
+        assert max(after - before for before, after in itertools.pairwise(turns)) == 1
 
 
 async def test_the_bus_ending_fails_pending_calls_and_is_noticed(bed, tmp_path):

@@ -202,7 +202,7 @@ def test_results():
 
 
 def test_keys():
-    assert keys_property(None) == {}
+    assert keys_property(None) == []
     image = forge.with_token(make_volume([b"a", b"b"]), 0, 3, adopted={}, wipe=[])
     group = {"id": "g", "size": 4}
     expires = "2026-01-01T00:00:00Z"
@@ -210,8 +210,9 @@ def test_keys():
     shown = plain(keys_property(forge.view_of(image)))
     common = {"generation": ("u", 1), "rotated-at": ("s", "2026-01-02T03:04:05Z")}
     common |= {"wipe-pending": ("b", False), "changed": ("b", False)}
-    assert shown == {
-        3: {
+    assert shown == [
+        {
+            "token": ("u", 3),
             **common,
             "name": ("s", "backup"),
             "state": ("s", "active"),
@@ -221,7 +222,8 @@ def test_keys():
             "group-size": ("u", 0),
             "adopted": ("b", True),
         },
-        4: {
+        {
+            "token": ("u", 4),
             **common,
             "name": ("s", "other"),
             "state": ("s", "staged"),
@@ -231,7 +233,7 @@ def test_keys():
             "group-size": ("u", 4),
             "adopted": ("b", False),
         },
-    }
+    ]
 
 
 def test_where_a_set_stands():

@@ -214,3 +214,18 @@ async def test_a_dead_file_system_does_not_hold_up_the_rest(luks2_image, monkeyp
     async with following(ManagedVolume(str(luks2_image)), uuid_of=read) as reader:
         alive.set()
         assert (await reader.next(poke=False)).kind is ADDED
+
+
+async def test_an_error_that_nobody_foresaw_does_not_end_the_looking(luks2_image, caplog):
+    broken = True
+
+    def read(ref: DeviceRef):
+        if broken:
+            raise RuntimeError("simulated")
+        return uuid_of(ref)
+
+    async with following(ManagedVolume(str(luks2_image)), uuid_of=read) as reader:
+        broken = False
+        os.utime(luks2_image)
+        assert await reader.next() == event(ADDED, luks2_image, uuid=uuid(luks2_image))
+    assert caplog.messages[-1].endswith("internal error")

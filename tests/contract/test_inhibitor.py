@@ -115,7 +115,7 @@ async def test_none_at_all_holds_nothing_up():
 
 
 async def test_without_logind_it_goes_on(bed, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG)
     async with connected() as bus:
         async with LogindInhibitor(lambda: bus).held("because"):
             pass

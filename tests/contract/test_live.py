@@ -244,11 +244,16 @@ async def test_a_token_is_a_credential(rig):
     async with rig.session() as session:
         bodies = [token(MAIN, errno=5), token(b"wrong"), token(MAIN, pin=b"1234"), token(MAIN, []), token(MAIN)]
         await session.apply([SetToken(number, body) for number, body in enumerate(bodies)])
+        await session.unlock()
+        await session.apply([AddKeyslot(2, pbkdf=CHEAP), SetToken(5, token(FRESH, [2]))])
     for number, pin in ((4, None), (4, b"needless"), (2, b"1234"), (None, None), (None, b"1234")):
         async with rig.asking(number, pin) as session:
             assert await session.unlock() == 0
             assert await session.opens(0, UNLOCK)
             assert not await session.opens(1, UNLOCK)
+            assert await session.opens(2, UNLOCK) is (number is None), "any: the one that knows that keyslot"
+    async with rig.asking(None) as session:
+        assert await session.unlock(2) == 2
     for number, pin, refusal in (
         (0, None, EngineError),
         (1, None, WrongCredential),

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from luksrotd.host.notify import ServiceManager, watchdog_interval
+from luksrotd.host.notify import ServiceManager, StatusLine, watchdog_interval
 
 
 @pytest.fixture
@@ -41,6 +41,27 @@ def test_a_reload_says_when_it_began(manager):
     assert state == "RELOADING=1"
     name, value = began.split("=")
     assert (name, before <= int(value) <= time.monotonic_ns() // 1000) == ("MONOTONIC_USEC", True)
+
+
+def test_the_status_line_is_shown_from_ready_to_stopping_with_what_is_wrong(manager):
+    volumes = 2
+    line = StatusLine(ServiceManager(), lambda: f"{volumes} volumes")
+    line.show()
+    line.say("bus", "no bus")
+    line.ready()
+    assert manager() == ["READY=1", "STATUS=no bus; 2 volumes"]
+    volumes = 3
+    line.ready(configuration="bad file")
+    assert manager() == ["READY=1", "STATUS=no bus; bad file; 3 volumes"]
+    line.say("bus", "")
+    assert manager() == ["STATUS=bad file; 3 volumes"]
+    line.ready(configuration="")
+    assert manager() == ["READY=1", "STATUS=3 volumes"]
+    line.stopping("going")
+    line.show()
+    assert manager() == ["STOPPING=1", "STATUS=going"]
+    with pytest.raises(BlockingIOError):
+        manager()
 
 
 def test_a_status_cannot_smuggle_in_another_assignment(manager):

@@ -27,6 +27,17 @@ def test_generated_key_is_alone_on_standard_output(enrolled, secret):
     assert not cryptsetup_opens(enrolled, BACKUP)
 
 
+def test_only_at_a_sequence_number(enrolled, secret):
+    new = ("-d", secret(KEY), "--new-keyfile", secret(NEXT), *CHEAP)
+    seqid = json.loads(works("--direct", "--json", "show", enrolled))["seqid"]
+    error = fails(6, "--direct", "rotate", enrolled, *new, "--if-generation", seqid + 1)
+    assert (error["error"], cryptsetup_opens(enrolled, NEXT)) == ("StaleGeneration", False)
+    fails(6, "--direct", "scrub", enrolled, "--if-generation", seqid + 1)
+    works("--direct", "scrub", enrolled, "--if-generation", seqid)
+    works("--direct", "rotate", enrolled, *new, "--if-generation", seqid)
+    assert cryptsetup_opens(enrolled, NEXT)
+
+
 def test_generated_key_has_a_line_of_a_terminal_to_itself(enrolled, secret):
     with terminal("--direct", "rotate", enrolled, "-d", secret(KEY), "--generate") as shown:
         text, status = shown.end()

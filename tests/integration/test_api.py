@@ -64,9 +64,9 @@ async def test_a_key_through_its_life(daemon, client, volume):
 
     seen = await client.get_all(volume.path, DEVICE)  # at once: who is told that it is done finds it so
     assert (seen["Generation"], seen["Keyslots"], seen["OrdinaryKeyslots"]) == (5, [0, 1], [0])
-    assert seen["Tokens"] == {0: "luksrotd"}
+    assert seen["Tokens"] == [[0, "luksrotd"]]
     assert (seen["Busy"], seen["Problems"], seen["Nodes"]) == (False, [], [volume.node])
-    (key,) = seen["Keys"].values()
+    (key,) = seen["Keys"]
     assert (key["name"].value, key["generation"].value, key["keyslot"].value, key["state"].value) == (
         "backup", 1, 1, "active",
     )  # fmt: skip
@@ -293,7 +293,7 @@ async def test_volumes_come_change_and_go(bed, daemon, client, volume):
         await asyncio.to_thread(makeimage.add_key, second.node, OLD, b"somebody's")
         await settled(client, second.path, Keyslots=[0, 1], OrdinaryKeyslots=[0, 1])
         makeimage.import_token(second.node, {"type": "x-foreign", "keyslots": ["1"]}, 5)
-        await settled(client, second.path, Tokens={5: "x-foreign"}, OrdinaryKeyslots=[0])
+        await settled(client, second.path, Tokens=[[5, "x-foreign"]], OrdinaryKeyslots=[0])
         second.detach()
         async with asyncio.timeout(30):
             while (await client.signal("InterfacesRemoved")).body[0] != second.path:

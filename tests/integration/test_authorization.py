@@ -22,7 +22,7 @@ from dbus_next.signature import Variant
 from luksrotd import names
 from tests.bus.monitor import Monitor
 from tests.support.busclient import PROPERTIES, BusClient, CallFailed, Remote
-from tests.support.daemon_process import FAST, OLD, WAIT_SECONDS, owner
+from tests.support.daemon_process import FAST, OLD, WAIT_SECONDS, appeared, disk, owner
 from tests.support.testbed import PROJECT
 
 pytestmark = pytest.mark.asyncio
@@ -320,6 +320,28 @@ async def test_each_kind_of_secret_is_asked_about_beside_the_verb(
         assert [question.action for question in questions] == actions
         assert {question.details["device"] for question in questions} == {volume.node}
         assert all(question.details.get(detail) for question in questions for detail in spoken_of(question.action))
+
+
+async def test_a_set_is_asked_about_volume_by_volume(bed, daemon, client, volume, remote):
+    games = remote(OWNER)
+    with disk(bed, "other") as other:
+        await appeared(client, other.path)
+        async with watched(client) as (_, asked):
+            body = [[volume.path, other.path], "", {}, {}, {}]
+            with pytest.raises(CallFailed, match="InvalidArgs"):
+                await games.call(names.ROOT_PATH, names.MANAGER_INTERFACE, "Stage", "aosa{sv}a{sv}a{sv}", body)
+            questions = await asked()
+        assert [question.action for question in questions] == [names.system_action(names.ACTION_STAGE)] * 2
+        assert [question.details for question in questions] == [
+            {
+                "operation": "Stage",
+                "device": one.node,
+                "uuid": one.uuid,
+                "key": "backup",
+                "set": f"{volume.node} {other.node}",
+            }
+            for one in (volume, other)
+        ]
 
 
 async def test_polkit_may_come_and_go(bed, daemon, client, volume, remote):

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.integration.test_ctl import FAST, ctl
-from tests.support import daemon_process, makeimage
+from tests.support import daemon_process, makeimage, tokenplugin
 from tests.support.daemon_process import BACKUP, NEW, OLD, appeared, settled
 
 pytestmark = pytest.mark.asyncio
@@ -123,6 +123,72 @@ async def test_a_key_is_made_anew(client, enrolled, keys):
     assert (enrolled.opens(NEW), enrolled.opens(BACKUP)) == (True, False)
 
 
+async def test_only_at_a_sequence_number(enrolled, keys):
+    stale = str((await told("show", enrolled.node))["seqid"])
+    new = ("--key-file", keys / "old", "--new-keyfile", keys / "new", *FAST)
+    done = await told("rotate", enrolled.node, *new, "--if-generation", stale)
+    assert str(done["seqid_before"]) == stale
+    before = enrolled.headers()
+    for words in (
+        ("enroll", *new, "--name", "second"),
+        ("rotate", *new),
+        ("stage", *new),
+        ("finish",),
+        ("abort", "--alone"),
+        ("remove", "--key-file", keys / "old"),
+        ("set-data", "--data", "{}"),
+        ("adopt", "--keyslot", "0", "--name", "second"),
+        ("release",),
+        ("scrub",),
+    ):
+        error = await told(words[0], enrolled.node, *words[1:], "--if-generation", stale, status=6)
+        assert (error["error"], error["outcome"]) == ("StaleGeneration", "unchanged"), words
+    assert enrolled.headers() == before
+    await told("release", enrolled.node, "--if-generation", str(done["seqid_after"]))
+    await told("recreate", enrolled.node, "--key-file", keys / "new", "--if-generation", stale, status=6)
+    await told("abort", enrolled.node, enrolled.node, "--if-generation", stale, status=2)
+    await told("scrub", enrolled.node, "--if-generation", "-1", status=2)
+
+
+async def test_what_a_reconcile_would_change(client, enrolled):
+    await asyncio.to_thread(makeimage.run, "luksKillSlot", "--key-file", "-", enrolled.node, "1", stdin=OLD)
+    await settled(client, enrolled.path, Keyslots=[0])
+    planned = (await told("reconcile", enrolled.node, "--dry-run"))["volumes"][0]["differences"]
+    assert [(one["what"], one["how"]) for one in planned] == [("token", "remove")]
+    assert "difference: token 0 removed" in (await ctl("reconcile", enrolled.node, "--dry-run")).decode()
+    assert "differences" not in (await told("reconcile", enrolled.node))["volumes"][0]
+
+
+@pytest.mark.parametrize("direct", [False, True])
+async def test_a_token_in_place_of_a_key_file(bed, client, token_plugin, keys, direct):
+    way = ["--direct"] if direct else []
+    (keys / "pin").write_bytes(b"1234")
+    (keys / "bad").write_bytes(b"12345")
+    new = ("--new-keyfile", keys / "new", *FAST)
+
+    def prepare(image):
+        makeimage.import_token(image, tokenplugin.token(OLD, pin=b"1234"), 0)
+        makeimage.import_token(image, tokenplugin.token(b"wrong"), 1)
+
+    with daemon_process.disk(bed, "tokened", prepare=prepare) as volume:
+        async with daemon_process.running(bed, client):
+            await appeared(client, volume.path)
+            pin = ("--pin-file", keys / "pin")
+            await told(*way, "enroll", volume.node, "--token", "any", "--pin-file", keys / "bad", *new, status=1)
+            await told(*way, "enroll", volume.node, "--token", "any", *pin, *new)
+            assert volume.opens(NEW)
+            await told(*way, "rotate", volume.node, "--token", "1", *new, status=1)
+            assert not (await told(*way, "verify", volume.node, "--token", "0", *pin, status=1))["matches"]
+            await told(*way, "stage", volume.node, "--token", "0", *pin, "--new-keyfile", keys / "backup", *FAST)
+            await told(*way, "abort", volume.node)
+            await told(*way, "remove", volume.node, "--token", "0", *pin)
+            assert not volume.opens(NEW)
+            for wrong in (("--token", "-2"), ("--token", "x"), ("--token", "0", "-d", keys / "old"), pin):
+                await told(*way, "rotate", volume.node, *wrong, *new, status=2)
+            await told(*way, "adopt", volume.node, "--keyslot", "0", *pin, status=2)
+            await told(*way, "recreate", volume.node, "--token", "0", "--volume-key-file", keys / "old", *new, status=2)
+
+
 async def test_the_record(enrolled, keys):
     await told("rotate", enrolled.node, "--key-file", keys / "new", "--new-keyfile", keys / "new", *FAST, status=1)
     await told("rotate", enrolled.node, "--key-file", keys / "old", "--new-keyfile", keys / "new", *FAST)
@@ -138,3 +204,13 @@ async def test_the_record(enrolled, keys):
     assert "WrongCredential" in text
     assert enrolled.uuid in text
     assert (await told("history", "--limit", "1"))["records"][0]["uuid"]
+
+
+async def test_a_daemon_that_dies_in_the_middle(bed, client, volume, keys):
+    """Nobody can tell then what the volume holds: that is the exit status, whatever the verb."""
+    new = ("--key-file", keys / "old", "--new-keyfile", keys / "backup", *FAST)
+    async with daemon_process.running(bed, client, kill=2, when="before"):
+        await appeared(client, volume.path)
+        error = await told("enroll", volume.node, *new, status=4)
+    assert (error["error"], error["outcome"]) == ("Unreachable", "unknown-reconcile-needed")
+    assert volume.opens(OLD)

@@ -12,10 +12,12 @@ from dbus_next.signature import Variant
 
 from luksrotd import names
 from luksrotd.bus.history import NUMBERS
+from luksrotd.host.process import myself
 from luksrotd.names import MessageId
 from tests.support import daemon_process
 from tests.support.busclient import BusClient, CallFailed
 from tests.support.daemon_process import BACKUP, NEW, OLD, ended, settled, start
+from tests.support.testbed import PROJECT
 
 pytestmark = pytest.mark.asyncio
 INVALID = "org.freedesktop.DBus.Error.InvalidArgs"
@@ -80,7 +82,7 @@ async def test_history_tells_what_was_done_by_whom_and_how_it_ended(bed, daemon,
         )
     ) == ["enroll"]
     assert kinds(await entries(client, device=Variant("o", volume.path), since=Variant("t", times[2] + 1))) == []
-    assert "started" in kinds(await entries(client))
+    assert "started" in [entry.get("kind") for entry in await entries(client)]
     journal = await asyncio.to_thread(
         subprocess.run, ["journalctl", "-D", "/run/log/journal", "-o", "export"], capture_output=True, check=True
     )
@@ -100,6 +102,18 @@ async def test_history_survives_a_restart_and_the_volume(bed, client, volume):
         assert (entry["kind"], entry["outcome"]) == ("enroll", "committed")
         recent = [one["kind"] for one in await entries(client, limit=Variant("u", 4))]
         assert recent[-2:] == ["stopped", "started"]
+
+
+async def test_what_is_done_without_the_daemon_is_history_too(bed, daemon, client, volume, tmp_path):
+    (tmp_path / "old").write_bytes(OLD)
+    (tmp_path / "new").write_bytes(NEW)
+    argv = [sys.executable, "-m", "luksrotd.ctl", "--direct", "enroll", volume.node, "--key-file", tmp_path / "old"]
+    argv += ["--new-keyfile", tmp_path / "new", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"]
+    options = {"cwd": PROJECT, "env": daemon_process.ENVIRONMENT, "stdin": subprocess.DEVNULL}
+    await asyncio.to_thread(subprocess.run, [*map(str, argv)], check=True, capture_output=True, **options)
+    (entry,) = [one for one in await entries(client, uuid=Variant("s", volume.uuid)) if one["kind"] == "enroll"]
+    assert (entry["client"], entry["uid"], entry["outcome"]) == ("luksrotctl", myself().uid, "committed")
+    assert not {"job", "sender"} & entry.keys()
 
 
 async def test_nobody_but_root_makes_history(bed, daemon, client, volume):

@@ -5,6 +5,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,18 @@ from luksrotd import names
 from tests.integration.test_jobs import SLOW, until, workers_of
 from tests.support import makeimage
 from tests.support.busclient import BusClient, CallFailed
-from tests.support.daemon_process import BACKUP, ENVIRONMENT, NEW, OLD, appeared, disk, ended, reached, start, take_key
+from tests.support.daemon_process import (
+    BACKUP,
+    ENVIRONMENT,
+    NEW,
+    OLD,
+    appeared,
+    disk,
+    ended,
+    reached,
+    start,
+    take_key,
+)
 from tests.support.fake_logind import FakeLogind
 from tests.support.manager import managed
 from tests.support.testbed import PROJECT
@@ -36,21 +48,13 @@ def volume(bed):
         yield volume
 
 
-class Before:
+@asynccontextmanager
+async def before(volume):
     """A client of the bus that is to go, which has enrolled a key."""
-
-    def __init__(self, volume):
-        self.client = BusClient()
-        self._volume = volume
-
-    async def __aenter__(self):
-        await self.client.__aenter__()
-        await self.client.subscribe()
-        await enrol(self.client, self._volume)
-        return self.client
-
-    async def __aexit__(self, *_):
-        await self.client.__aexit__(None, None, None)
+    async with BusClient() as client:
+        await client.subscribe()
+        await enrol(client, volume)
+        yield client
 
 
 @pytest.fixture
@@ -82,7 +86,7 @@ def restart(bed):
 
 async def test_a_derivation_outlives_the_bus(bed, volume, restart):
     async with managed(bed) as daemon:
-        async with Before(volume) as client:
+        async with before(volume) as client:
             job = await start(client, volume.path, **SLOW)
             await reached(client, job, Stage="deriving")
             again = await restart(daemon)
@@ -103,7 +107,7 @@ async def test_a_derivation_outlives_the_bus(bed, volume, restart):
 async def test_a_commit_outlives_the_bus(bed, volume, restart, tmp_path):
     go, there = tmp_path / "go", tmp_path / "there"
     async with managed(bed, hold=10, reached=str(there), go=str(go)) as daemon:
-        async with Before(volume) as client:
+        async with before(volume) as client:
             job = await start(client, volume.path)
             await until(there.exists)
             await reached(client, job, State="committing")
@@ -123,7 +127,7 @@ async def test_a_commit_outlives_the_bus(bed, volume, restart, tmp_path):
 async def test_a_result_can_be_read_on_the_next_bus(bed, volume, restart, tmp_path):
     go, there = tmp_path / "go", tmp_path / "there"
     async with managed(bed, hold=10, reached=str(there), go=str(go)) as daemon:
-        async with Before(volume) as client:
+        async with before(volume) as client:
             job = await start(client, volume.path)
             await until(there.exists)
             again = await restart(daemon)
@@ -138,8 +142,8 @@ async def test_a_result_can_be_read_on_the_next_bus(bed, volume, restart, tmp_pa
 
 async def test_a_key_that_nobody_can_take_any_more_is_given_up(bed, volume, restart):
     async with managed(bed) as daemon:
-        async with Before(volume) as client:
-            before = volume.headers()
+        async with before(volume) as client:
+            headers = volume.headers()
             job = await start(client, volume.path, new=None)
             await reached(client, job, Stage="delivering")
             again = await restart(daemon)
@@ -150,12 +154,12 @@ async def test_a_key_that_nobody_can_take_any_more_is_given_up(bed, volume, rest
             assert (done["State"], done["Outcome"]) == ("cancelled", "unchanged")
             with pytest.raises(CallFailed):
                 await client.call(job, JOB, "TakeKey", "a{sv}", [{}])
-    assert volume.headers() == before
+    assert volume.headers() == headers
 
 
 async def test_an_open_transaction_ends_with_the_bus(bed, volume, restart):
     async with managed(bed) as daemon:
-        async with Before(volume) as client:
+        async with before(volume) as client:
             (path,) = await client.call(volume.path, DEVICE, "BeginTransaction", "a{sv}", [{}])
             assert path in (await client.call(*OBJECTS))[0]
             again = await restart(daemon)
@@ -168,7 +172,7 @@ async def test_an_open_transaction_ends_with_the_bus(bed, volume, restart):
 
 async def test_a_volume_that_comes_while_there_is_no_bus(bed, volume, restart):
     async with managed(bed) as daemon:
-        async with Before(volume):
+        async with before(volume):
             again = await restart(daemon)
         with disk(bed, "second") as second:
             await daemon.manager.hears("STATUS=no system bus; 2 volumes")
@@ -179,9 +183,11 @@ async def test_a_volume_that_comes_while_there_is_no_bus(bed, volume, restart):
 
 
 async def test_without_a_bus_it_still_stops(bed, volume, restart):
-    async with managed(bed) as daemon:
-        async with Before(volume):
+    async with managed(bed, environment={"WATCHDOG_USEC": "40000"}) as daemon:
+        async with before(volume):
             await restart(daemon)
+        for _ in range(100):  # more than can have been on the way
+            await daemon.manager.hears("WATCHDOG=1")
         daemon.terminate()
         assert await daemon.ended() == 0
         assert "Traceback" not in daemon.log
@@ -189,16 +195,16 @@ async def test_without_a_bus_it_still_stops(bed, volume, restart):
 
 async def test_it_complains_once_and_leaks_nothing_however_often_the_bus_goes(bed, volume, restart):
     async with managed(bed) as daemon:
-        before = 0
+        files = 0
         for number in range(4):
-            async with BusClient() if number else Before(volume) as client:
+            async with BusClient() if number else before(volume) as client:
                 await client.call(*OBJECTS)
                 again = await restart(daemon)
             await again()
             async with BusClient() as client:
                 await client.call(*OBJECTS)
-            before = before or daemon.open_files()
-        await until(lambda: daemon.open_files() <= before)
+            files = files or daemon.open_files()
+        await until(lambda: daemon.open_files() <= files)
         assert daemon.log.count("the bus connection was lost") == 4
         assert daemon.log.count("cannot serve now") <= 8
 
@@ -359,7 +365,7 @@ def _catches(pid, number):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_stop_waits_for_a_commit_on_a_slow_disk_however_often_it_is_asked(bed, volume, tmp_path, number):
     go, there = tmp_path / "go", tmp_path / "there"
-    async with managed(bed, hold=10, reached=str(there), go=str(go)) as daemon, Before(volume) as client:
+    async with managed(bed, hold=10, reached=str(there), go=str(go)) as daemon, before(volume) as client:
         job = await start(client, volume.path)
         await reached(client, job, State="committing")
         await until(there.exists)

@@ -97,7 +97,7 @@ async def test_a_set_gets_the_same_new_key(volumes, client):
     assert [member["generation"].value for member in result["members"]] == [2, 2]
     found, standings = await status(client, volumes)
     assert (found["group"], found["state"], standings) == (result["group"], "staged", ["staged", "staged"])
-    shown = (await client.get(paths[1], DEVICE, "Keys")).values()
+    shown = await client.get(paths[1], DEVICE, "Keys")
     staged = next(key for key in shown if key["state"].value == "staged")
     assert (staged["group"].value, staged["group-size"].value) == (result["group"], 2)
     assert staged["expires-at"].value

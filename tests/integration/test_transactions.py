@@ -445,6 +445,33 @@ async def test_its_time_is_up(daemon, client, volume):
     await (await Composer.begin(client, volume, timeout=Variant("t", 3_600_000_000))).abort()
 
 
+async def test_calls_without_waiting_are_done_in_their_order(daemon, client, volume):
+    """Of a pipe that ends late everything waits: the token names the keyslot, and all of it is committed."""
+    tx = await Composer.begin(client, volume)
+    unlocking = asyncio.ensure_future(tx.unlock())
+    ours, theirs = os.pipe()
+    adding = asyncio.ensure_future(
+        tx.call("AddKeyslot", "a{sv}a{sv}", {"fd": Variant("h", 0)}, {**FAST, "keyslot": Variant("u", 5)}, fds=[ours])
+    )
+    note = {"type": "note", "keyslots": ["5"]}
+    others = [tx.set_token(json.dumps(note)), tx.plan(), tx.commit(), tx.set_token()]
+    setting, planning, committing, late = [asyncio.ensure_future(call) for call in others]
+    await client.call(volume.path, DEVICE, "Plan", "ssa{sv}", ["enroll", "", {}])  # all others are there by then
+    assert not any(call.done() for call in (setting, planning, committing, late))
+    os.write(theirs, NEW)
+    for fd in (ours, theirs):
+        os.close(fd)
+    await unlocking
+    assert await adding == 5
+    assert await setting == 0
+    assert {what for what, *_ in await planning} >= {"keyslot", "token"}
+    done = await ended(client, await committing)
+    assert (done["State"], done["Outcome"]) == ("finished", "committed")
+    assert await refused(late) in (INVALID, ERROR + "Cancelled", UNKNOWN_OBJECT)
+    assert volume.metadata()["tokens"] == {"0": note}
+    assert volume.opens(NEW, 5)
+
+
 def pull(volume):
     """As when its cable is pulled: detached, a loop device that is in use would wait for its last user."""
     Path("/sys/class/block", Path(volume.node).name, "uevent").write_text("remove")

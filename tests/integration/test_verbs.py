@@ -62,7 +62,7 @@ def only_at(generation):
 async def keys(client, volume):
     """The property Keys, as a list of plain dictionaries, by generation."""
     found = await client.get(volume.path, DEVICE, "Keys")
-    plain = [{name: value.value for name, value in key.items()} for key in found.values()]
+    plain = [{name: value.value for name, value in key.items()} for key in found]
     return sorted(plain, key=lambda key: key["generation"])
 
 

@@ -177,6 +177,15 @@ def test_steps_are_recorded_as_steps():
     assert "planted data" not in simulation.journal.text()
 
 
+def test_what_steps_have_left_is_recorded_when_it_is_mended_first():
+    simulation = prepared("other associated data")
+    simulation.disk.replace(4096, bytes(512))
+    run(simulation.stepwise.set_data(simulation.ref, {}))
+    mended, entry = written(simulation)
+    assert (mended["message_id"], mended["codes"]) == (MessageId.RECONCILED, "header-copy-bad")
+    assert (entry["message_id"], entry["seqid_before"]) == (MessageId.DATA_CHANGED, mended["seqid_after"])
+
+
 def test_what_a_person_must_decide_is_recorded_when_it_is_reconciled():
     simulation = prepared("rotation")
     simulation.disk.replace(0, changed(simulation.disk.content))

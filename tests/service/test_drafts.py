@@ -5,6 +5,7 @@ import asyncio
 import json
 import os
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 
 import pytest
 
@@ -24,7 +25,7 @@ from luksrotd.errors import (
     UnknownDevice,
     WrongCredential,
 )
-from luksrotd.ports import Caller, GenerateInto, SecretFd
+from luksrotd.ports import Caller, GenerateInto, SecretFd, TokenSource
 from luksrotd.rotation.edits import NEW, UNLOCK
 from luksrotd.service.drafts import MAX_SECONDS, Drafts
 from luksrotd.service.handover import Handover, Secrets
@@ -36,9 +37,11 @@ from luksrotd.service.progress import Stage
 from luksrotd.service.runner import Runner
 from luksrotd.service.schedule import Limits as JobLimits
 from tests.service.world import FAST, NEXT, NODE, OLD, OWNER, UUID, Key, World, is_open
+from tests.support import forge
 from tests.support.simengine import VOLUME_KEY_CONTENT, make_volume
 from tests.support.simkeeper import SimKeeper
 from tests.support.simlocks import Level
+from tests.support.tokenplugin import token
 
 pytestmark = pytest.mark.asyncio
 OTHER = Caller(":1.8", 1000)
@@ -247,6 +250,8 @@ async def test_its_time_is_up():
     async with scene.running():
         mine = await scene.begin(seconds=0.01)
         assert mine.terms.seconds == 0.01
+        timers = asyncio.get_running_loop()._scheduled
+        assert [timer.when() for timer in timers if timer._callback == mine.leave] == [mine.terms.deadline]
         await scene.ended.wait()
         with pytest.raises(Cancelled, match="time of the transaction is up"):
             mine.plan()
@@ -442,6 +447,20 @@ async def test_secrets_may_come_by_pipes_though_they_are_read_twice():
     assert scene.opened_by(NEXT)
 
 
+@pytest.mark.parametrize("pin", [b"1234", None])
+async def test_a_token_unlocks_it_and_the_pin_may_come_by_a_pipe(pin):
+    scene = Scene()
+    asked = {"3": token(OLD, pin=pin)}
+    scene.disk.replace(0, forge.edited(scene.disk.content, lambda raw: raw["tokens"].update(asked)))
+    async with scene.running():
+        mine = await scene.begin()
+        given = scene.secret(UNLOCK, pin, pipe=True) if pin else Secrets()
+        await mine.unlock(replace(given, sources={UNLOCK: TokenSource(3, given.sources.get(UNLOCK))}))
+        await scene.add(mine)
+        await mine.commit().wait()
+    assert scene.opened_by(NEXT)
+
+
 async def test_what_cannot_be_kept_is_refused_at_once():
     scene = Scene()
     async with scene.running():
@@ -478,7 +497,7 @@ async def test_a_credential_waits_its_turn_and_costs_as_much_as_any_other_job():
         jobs = [scene.start("enroll", name=name) for name in "ab"]
         with pytest.raises(Busy, match="1 jobs are waiting"):
             await scene.unlock(mine, b"not tried")
-        mine.set_token(TOKEN)
+        await scene.add(mine)
         with pytest.raises(Busy, match="1 jobs are waiting"):
             mine.commit()
         assert (mine.state, mine.unlocked) == (State.OPEN, True)
@@ -486,6 +505,7 @@ async def test_a_credential_waits_its_turn_and_costs_as_much_as_any_other_job():
             scene.runner.cancel(job)
         await asyncio.wait([asyncio.ensure_future(job.wait()) for job in jobs])
         await mine.commit().wait()
+    assert scene.opened_by(NEXT), "its secret was still there"
 
 
 @pytest.mark.parametrize("ending", ENDS)
@@ -576,6 +596,37 @@ async def test_it_is_committed_once():
             await scene.unlock(mine)
         await job.wait()
     assert len(scene.view.metadata.tokens) == 1
+
+
+async def test_a_keyslot_whose_secret_comes_after_the_commit_is_too_late():
+    scene = Scene()
+    async with scene.running():
+        mine = await scene.begin()
+        mine.set_token(TOKEN)
+        scene.keeper.go.clear()
+        adding = asyncio.ensure_future(scene.add(mine))
+        await turns()
+        job = mine.commit()
+        scene.keeper.go.set()
+        with pytest.raises(InvalidRequest, match="being committed"):
+            await adding
+        await job.wait()
+        await turns()
+        scene.check_nothing_is_left()
+
+
+async def test_a_volume_of_which_a_copy_appears_is_not_written():
+    scene = Scene()
+    async with scene.running():
+        mine = await scene.begin()
+        mine.set_token(TOKEN)
+        scene.watcher.put("/dev/sim1", UUID)
+        await turns(20)
+        with pytest.raises(NeedsPerson):
+            mine.commit()
+        scene.watcher.remove("/dev/sim1")
+        await turns(20)
+        await mine.commit().wait()
 
 
 async def test_of_two_on_one_volume_the_second_commit_is_a_conflict():

@@ -9,6 +9,7 @@ from luksrotd.errors import Cancelled
 from luksrotd.service.jobs import Kind, State
 from luksrotd.service.runner import Request, Runner
 from luksrotd.service.setwork import Happened
+from tests.support.simdisk import Write
 from tests.support.simset import SIZE, SimulatedSet, enrolled, opens
 from tests.support.simulation import NEW, OLD, run
 
@@ -53,10 +54,10 @@ def finished(staged):
 
 
 def test_a_set_stops_after_the_volume_that_is_being_committed_to(staged):
-    """Here in the middle of the second one's writes."""
+    """Here in the middle of the second one's writes: the flush before the first one can still be cancelled."""
 
     def when(stop):
-        staged.disks[1].observer = lambda _: stop()
+        staged.disks[1].observer = lambda operation: stop() if isinstance(operation, Write) else None
 
     job = stopped(staged, when)
     assert job.state is State.FINISHED

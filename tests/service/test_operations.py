@@ -36,6 +36,18 @@ async def test_enrol_rotate_verify_data_and_reconcile():
     assert not world.opened_by(BACKUP)
 
 
+async def test_a_secret_is_tried_with_the_device_let_go_of():
+    """It may be unplugged meanwhile; and a tool that wants it for itself need not wait for a key derivation."""
+    world = World()
+    async with world.running():
+        await world.enrolled()
+        held = []
+        world.engine.on_call = lambda _: held.append([one.path for one in world.devices.opened if not one.closed])
+        assert await world.operations.verify(UUID, OWNER, "backup", world.secrets(**{UNLOCK: BACKUP}))
+        assert held
+        assert not any(held)
+
+
 async def test_a_job_outlives_the_registry():
     """When udev is lost, the daemon stops; a commit is finished, and reported as it is."""
     world = World()
@@ -341,6 +353,29 @@ async def test_cancelled_while_a_crash_is_being_finished_nothing_new_is_begun():
         assert not world.view.pending, "finished"
         assert world.opened_by(b"torn"), "the pair that the crash left"
         assert not world.opened_by(NEXT)
+
+
+@pytest.mark.parametrize("late", ["inventory", "look"])
+async def test_a_daemon_that_stops_right_after_a_repair_still_tells_of_it(late):
+    world = World()
+    async with world.running():
+        await world.enrolled()
+        await crash(world)
+        loop, draining = asyncio.get_running_loop(), []
+
+        def stop(*_):
+            if not world.view.pending and not draining:
+                draining.append(None)
+                loop.call_soon_threadsafe(lambda: draining.append(asyncio.ensure_future(world.runner.drain())))
+
+        where = world.inventories if late == "inventory" else world.registry
+        name = "save" if late == "inventory" else "settle"
+        original = getattr(where, name)
+        setattr(where, name, lambda *given: (stop(), original(*given))[1])
+        done = await world.operations.reconcile(UUID, OWNER)
+        await draining[1]
+        assert [finding.code for finding in done.repaired] == ["wipe-pending"]
+        assert world.journal.text().count("volume reconciled") == 1
 
 
 async def test_a_full_queue_leaves_no_secret_open():

@@ -322,6 +322,26 @@ async def test_who_waits_for_a_person_is_in_nobodys_way(log):
     assert await jobs[0].wait() == 2
 
 
+async def test_a_set_keeps_its_memory_for_the_volumes_to_come(log):
+    """It comes by the delivery once for each of them, and derives keys in between."""
+    runner, derives = made(log, memory_kib=100), asyncio.Event()
+
+    async def stage(job):
+        job.entered(Stage.DELIVERING)
+        await asyncio.sleep(0)
+        job.entered(Stage.DERIVING)
+        derives.set()
+        await log.go.wait()
+
+    staging = runner.submit(log.request(stage, volume="ab", memory_kib=100))
+    other = runner.submit(log.request(volume="c", memory_kib=100))
+    await derives.wait()
+    assert other.state is State.QUEUED
+    log.go.set()
+    assert await other.wait() == 2
+    assert staging.state is State.FINISHED
+
+
 # -- afterwards --------------------------------------------------------------------------------------------------
 
 

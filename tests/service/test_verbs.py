@@ -10,6 +10,7 @@ import pytest
 from luksrotd.config import Config, Staged
 from luksrotd.errors import (
     Cancelled,
+    Internal,
     InvalidRequest,
     LastKeyslot,
     LuksrotdError,
@@ -517,12 +518,20 @@ class Started:
 
 
 async def test_all_volumes_are_reconciled_though_one_cannot_be():
-    uuids = [UUID, OTHER_UUID, "22222222-2222-4333-8444-555555555555"]
+    uuids = [UUID, OTHER_UUID, "22222222-2222-4333-8444-555555555555", "33333333-2222-4333-8444-555555555555"]
     disks = [SimDisk(make_volume([OLD], uuid=uuid), path=f"/dev/sim{n}") for n, uuid in enumerate(uuids)]
     world = World(disks=disks)
     async with world.running():
         disks[0].replace(4096, bytes(512))
         disks[1].replace(0, bytes(len(disks[1].content)))
+        probe = world.probe.foreign
+
+        async def stumble(device):
+            if device.path == disks[3].path:
+                raise RuntimeError("unforeseen")
+            return await probe(device)
+
+        world.probe.foreign = stumble
         dry = await world.operations.reconcile_all(OWNER, dry_run=True)
         assert list(dry) == sorted(uuids)
         assert not disks[0].log
@@ -531,4 +540,5 @@ async def test_all_volumes_are_reconciled_though_one_cannot_be():
         assert done[UUID].left == ()
         assert isinstance(done[OTHER_UUID], LuksrotdError)
         assert done[uuids[2]].found == ()
+        assert isinstance(done[uuids[3]], Internal)
     assert forge.pair_of(disks[0].content).agree

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Final, Self
 
 CLONE_NEWNS: Final = 0x00020000
+MS_RDONLY: Final = 0x1
 MS_BIND: Final = 0x1000
 MS_REC: Final = 0x4000
 MS_PRIVATE: Final = 0x40000

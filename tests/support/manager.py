@@ -19,23 +19,32 @@ from tests.support.testbed import PROJECT, TestBed
 
 
 class Manager:
-    """Listens at ``path`` for what a service tells; all of it is in ``told``."""
+    """Listens at ``path`` for what a service tells, all the time: who tells waits while nobody listens.
+
+    All that ``hears`` has seen is in ``told``.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.told: list[str] = []
+        self._loop = asyncio.get_running_loop()
+        self._messages: asyncio.Queue[str] = asyncio.Queue()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._socket.bind(str(path))
         self._socket.setblocking(False)
+        self._loop.add_reader(self._socket, self._read)
 
     async def hears(self, *wanted: str) -> str:
         """Wait for the next message with all of that in it."""
         async with asyncio.timeout(WAIT_SECONDS):
             while True:
-                message = (await asyncio.get_running_loop().sock_recv(self._socket, 8192)).decode()
+                message = await self._messages.get()
                 self.told.append(message)
                 if all(text in message for text in wanted):
                     return message
+
+    def _read(self) -> None:
+        self._messages.put_nowait(self._socket.recv(8192).decode())
 
     def __enter__(self) -> Self:
         return self
@@ -43,6 +52,7 @@ class Manager:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._loop.remove_reader(self._socket)
         self._socket.close()
         self.path.unlink()
 

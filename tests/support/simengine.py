@@ -147,11 +147,13 @@ class SimToken:
     number: int | None
     pin: bytes | None
 
-    def openers(self, copy: HeaderCopy, read: Any) -> list[int]:
-        """The keyslots that it opens, at least one.  Raises ``WrongCredential`` and ``EngineError``."""
+    def opener(self, copy: HeaderCopy, read: Any, keyslot: int | None) -> int:
+        """The keyslot that it opens, or that one.  Raises ``WrongCredential`` and ``EngineError``."""
         failures: list[WrongCredential | EngineError] = []
         for number, body in sorted((int(number), body) for number, body in copy.metadata.raw["tokens"].items()):
             if self.number not in (None, number) or body["type"] != tokenplugin.TYPE:
+                continue
+            if keyslot is not None and str(keyslot) not in body["keyslots"]:
                 continue
             if "errno" in body:
                 failures.append(EngineError(f"cannot unlock the volume by token {number}: {body['errno']}"))
@@ -159,11 +161,13 @@ class SimToken:
                 failures.append(WrongCredential(f"cannot unlock the volume by token {number}: wrong PIN"))
             else:
                 secret = bytes.fromhex(tokenplugin.masked(bytes.fromhex(body["passphrase"])))
-                if opened := [slot for slot in _openers(copy, read, secret) if str(slot) in body["keyslots"]]:
-                    return opened
+                opened = [slot for slot in _openers(copy, read, secret) if str(slot) in body["keyslots"]]
+                if opened and keyslot in (None, opened[0]):
+                    return opened[0]
                 failures.append(WrongCredential(f"cannot unlock the volume by token {number}: it opens no keyslot"))
-        failures.append(WrongCredential("cannot unlock the volume: it has no token that could"))
-        raise failures[0]
+        if not failures:
+            raise WrongCredential("cannot unlock the volume: it has no token that could")
+        raise next((error for error in failures if isinstance(error, WrongCredential)), failures[0])
 
 
 class SimSession:
@@ -183,9 +187,7 @@ class SimSession:
     async def unlock(self, keyslot: int | None = None) -> int:
         """Try the secret named ``unlock`` on every keyslot."""
         self._engine.on_call("unlock")
-        opened = self._opened(UNLOCK)
-        if keyslot is not None:
-            opened = [number for number in opened if number == keyslot]
+        opened = self._opened(UNLOCK, keyslot)
         if not opened:
             raise WrongCredential("cannot unlock the volume: the credential opens no keyslot")
         self._unlocked = True
@@ -211,15 +213,15 @@ class SimSession:
         """Whether the secret opens that keyslot."""
         self._engine.on_call("opens")
         try:
-            return keyslot in self._opened(secret)
+            return bool(self._opened(secret, keyslot))
         except WrongCredential:
             return False
 
-    def _opened(self, name: str) -> list[int]:
+    def _opened(self, name: str, keyslot: int | None) -> list[int]:
         secret, copy = self._secrets[name], self._recover()
         if isinstance(secret, SimToken):
-            return secret.openers(copy, self._shadow.read)
-        return _openers(copy, self._shadow.read, secret)
+            return [secret.opener(copy, self._shadow.read, keyslot)]
+        return [slot for slot in _openers(copy, self._shadow.read, secret) if keyslot in (None, slot)]
 
     def _edit(self, raw: dict[str, Any], edit: Edit, copy: HeaderCopy) -> None:
         match edit:

@@ -10,11 +10,15 @@ The process that enters it moves into a mount namespace of its own, so it and al
 with the distribution's dbus-daemon (stock ``system.conf``, at the standard address), polkitd, systemd-udevd and
 systemd-journald in it, this project's bus policy and polkit actions, and no bus activation.  Needs root, not PID 1.
 
+With ``LUKSROTD_TEST_BUS=dbus-broker`` in the environment the bus is dbus-broker, which packaging/install-deps unpacks:
+its package, installed, would be the machine's own bus.
+
 What cannot be private: loop devices, /dev and uevents are the machine's.  Where a udevd already runs it is used.
 """
 
 import os
 import pwd
+import socket
 import subprocess
 import sys
 import time
@@ -32,7 +36,10 @@ from tests.support.polkit_agent import Agent
 PROJECT = Path(__file__).resolve().parents[2]
 START_SECONDS = 20.0
 BUS_SOCKET = Path("/run/dbus/system_bus_socket")
+JOURNAL_SOCKET = Path("/run/systemd/journal/socket")
 BUS_ARGV = ["dbus-daemon", "--system", "--nofork", "--nopidfile", "--nosyslog"]
+BROKER = PROJECT / "build" / "dbus-broker" / "usr" / "bin"
+BUS_VARIABLE = "LUKSROTD_TEST_BUS"
 RULES_DIRECTORY = Path("/etc/polkit-1/rules.d")
 ACTIONS_DIRECTORY = Path("/usr/share/polkit-1/actions")
 JOURNALD_CONF = "[Journal]\nStorage=volatile\nReadKMsg=no\nAudit=no\nRateLimitBurst=0\nForwardToSyslog=no\n"
@@ -56,12 +63,14 @@ class TestBed:
             self._mount(has_udevd)
             self._children = Children()
             stack.callback(self._children.close)
+            if os.environ.get(BUS_VARIABLE) == "dbus-broker":
+                self._start_journald()  # which its launcher insists on
+                self._use_broker()
             self._start_bus()
             if not has_udevd:
                 self._start("systemd-udevd", ["/lib/systemd/systemd-udevd"], Path("/run/udev/control").exists)
-            self._start(
-                "systemd-journald", ["/lib/systemd/systemd-journald"], Path("/run/systemd/journal/socket").exists
-            )
+            if not JOURNAL_SOCKET.exists():
+                self._start_journald()
             self.start_polkitd()
             self._stack = stack.pop_all()
         return self
@@ -82,6 +91,11 @@ class TestBed:
     def polkitd_pid(self) -> int:
         """Process id of polkitd; 0 while it is stopped."""
         return self._polkitd.pid if self._polkitd else 0
+
+    @property
+    def activation(self) -> Path:
+        """Where dbus-daemon looks for services that it can start, after a ReloadConfig; empty."""
+        return self.dir / "activation"
 
     def spawn(self, argv: Sequence[str | Path], **popen: Any) -> subprocess.Popen[Any]:
         """Start a process that ends with the bed, in reverse order, and dies with this process whatever happens."""
@@ -129,7 +143,7 @@ class TestBed:
 
     def start_bus(self) -> None:
         """Start it again, at the same address, and polkitd."""
-        self._bus = self._start("dbus-daemon", BUS_ARGV, BUS_SOCKET.exists)
+        self._run_bus()
         self.start_polkitd()
 
     def stop_polkitd(self) -> None:
@@ -196,11 +210,34 @@ class TestBed:
         address = os.environ.pop("DBUS_SYSTEM_BUS_ADDRESS", None)
         if address is not None:
             self._stack.callback(os.environ.__setitem__, "DBUS_SYSTEM_BUS_ADDRESS", address)
-        self._bus = self._start("dbus-daemon", BUS_ARGV, BUS_SOCKET.exists)
+        self._run_bus()
 
-    def _start(self, name: str, argv: list[str], ready: Callable[[], bool]) -> subprocess.Popen[Any]:
+    def _run_bus(self) -> None:
+        if os.environ.get(BUS_VARIABLE) != "dbus-broker":
+            self._bus = self._start("dbus-daemon", BUS_ARGV, BUS_SOCKET.exists)
+            return
+        with socket.socket(socket.AF_UNIX) as listening:  # its launcher takes it over, sd_listen_fds(3)
+            BUS_SOCKET.unlink(missing_ok=True)
+            listening.bind(str(BUS_SOCKET))
+            BUS_SOCKET.chmod(0o666)
+            listening.listen()
+            number = listening.fileno()
+            script = f"exec 3<&{number}; export LISTEN_PID=$$ LISTEN_FDS=1; exec dbus-broker-launch --scope system"
+            self._bus = self._start("dbus-broker", ["/bin/bash", "-c", script], BUS_SOCKET.exists, pass_fds=(number,))
+
+    def _use_broker(self) -> None:
+        """Have dbus-broker where its launcher looks for it."""
+        if not (BROKER / "dbus-broker-launch").exists():
+            raise RuntimeError(f"cannot find {BROKER}/dbus-broker-launch: run packaging/install-deps")
+        kernel.mount("overlay", "/usr/bin", "overlay", kernel.MS_RDONLY, f"lowerdir={BROKER}:/usr/bin")
+        self._stack.callback(kernel.unmount, "/usr/bin")
+
+    def _start_journald(self) -> None:
+        self._start("systemd-journald", ["/lib/systemd/systemd-journald"], JOURNAL_SOCKET.exists)
+
+    def _start(self, name: str, argv: list[str], ready: Callable[[], bool], **popen: Any) -> subprocess.Popen[Any]:
         with (self.dir / f"{name}.log").open("wb") as log:
-            child = self.spawn(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+            child = self.spawn(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, **popen)
         self._wait(name, ready, child)
         return child
 

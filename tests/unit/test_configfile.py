@@ -192,5 +192,13 @@ def test_the_man_page_names_every_key_under_its_section():
         assert re.findall(r"(?m)^\*(\w+)=\*", block[1]) == list(keys)
 
 
+def test_the_example_of_the_man_page_can_be_used():
+    page = (ROOT / "docs" / "man" / "luksrotd.conf.5.scd").read_text(encoding="utf-8")
+    (example,) = re.findall(r"(?ms)^```\n(.*?)^```$", page)
+    result = parsed(example)
+    assert result.warnings == ()
+    assert result.config.volumes == (ManagedVolume("/dev/disk/by-id/ata-DATA", "/etc/luks/data.hdr"),)
+
+
 def _sections(text):
     return re.findall(r"(?ms)^\[(\w+)\]\n(.*?)(?=^\[|\Z)", text)

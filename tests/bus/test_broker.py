@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""dbus-broker in place of dbus-daemon: the same tests again, in a test bed of their own."""
+
+import os
+import subprocess
+import sys
+
+from tests.support.testbed import BUS_VARIABLE, PROJECT
+
+#: What depends on the bus: calls and signals, limits, descriptors, jobs, transactions, other libraries, its restart.
+TESTS = (
+    "tests/bus/test_caller.py",
+    "tests/bus/test_hardening.py",
+    "tests/bus/test_link.py",
+    "tests/integration/test_api.py",
+    "tests/integration/test_clients.py",
+    "tests/integration/test_jobs.py",
+    "tests/integration/test_life.py",
+    "tests/integration/test_transactions.py",
+)
+
+
+def test_the_service_on_dbus_broker(tmp_path):
+    argv = [sys.executable, "-m", "pytest", "-q", "--no-cov", "--tb=short", f"--basetemp={tmp_path / 'broker'}", *TESTS]
+    environment = {**os.environ, BUS_VARIABLE: "dbus-broker"}
+    run = subprocess.run(argv, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout[-10000:] + run.stderr[-2000:]
