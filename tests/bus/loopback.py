@@ -104,9 +104,14 @@ class Connection:
 
     def export(self, path, interface):
         self.objects.add(path, interface)
+        interface.exported(self, path)
 
     def unexport(self, path, interface=None):
-        self.objects.remove(path, interface)
+        for gone in self.objects.remove(path, interface):
+            gone.exported(None, path)
+
+    def send(self, msg):
+        """Nobody listens to signals."""
 
     def leaves(self, name):
         self.here.discard(name)

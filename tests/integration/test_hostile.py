@@ -7,6 +7,7 @@ Descriptors that are no secrets are in ``test_hostile_secrets``.
 import asyncio
 import os
 import socket
+import subprocess
 import sys
 from contextlib import suppress
 
@@ -18,6 +19,8 @@ from dbus_next.signature import Variant
 
 from luksrotd import names
 from luksrotd.errors import MESSAGE_MAX
+from tests.integration.test_jobs import workers_of
+from tests.support import doomed
 from tests.support.busclient import PROPERTIES, BusClient
 from tests.support.census import census_of
 from tests.support.daemon_process import appeared, running
@@ -324,3 +327,30 @@ async def test_a_flood_leaves_others_their_turns(bed, volume):
             bed.end(flooder)
         assert pings > FLOOD / 32 / 20, (pings, answers)
         assert answers > 3
+
+
+async def test_a_client_that_is_killed_leaves_nothing(bed, daemon, client, volume, told):
+    await check_alive(client)
+    before, headers = await census_of(daemon.pid, told), volume.headers()
+    for point in doomed.POINTS:
+        argv = [sys.executable, "-m", "tests.support.doomed", volume.path]
+        process = bed.spawn(argv, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+        try:
+            while (line := await asyncio.to_thread(process.stdout.readline)) != f"{point}\n":
+                assert line, f"it ends before it is {point}"
+            process.kill()
+        finally:
+            bed.end(process)
+        async with asyncio.timeout(HANG_SECONDS):
+            while (now := await census_of(daemon.pid, told)).handles != before.handles or await busy(client, volume):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert now.handles == before.handles
+        managed_objects = (ROOT, "org.freedesktop.DBus.ObjectManager", "GetManagedObjects")
+        (objects,) = await client.call(*managed_objects)
+        assert not [path for path in objects if path.startswith(names.TRANSACTION_PATH)], point
+        assert volume.headers() == headers, point
+        assert not workers_of(daemon.pid), point
+
+
+async def busy(client, volume):
+    return await client.get(volume.path, DEVICE, "Busy")
