@@ -170,7 +170,7 @@ class Daemon:
         while True:
             await reload.wait()
             reload.clear()
-            self._manager.reloading()
+            self._line.reloading()
             trouble = ""
             try:
                 self.configure(settled(await in_thread(self._read)))

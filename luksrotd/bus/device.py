@@ -138,13 +138,12 @@ class Device(Interface):
         wish = known.wanted(name, options, self._operations.config, generated=generated)
         method = camel_case(kind.value.replace("-", "_"))
         about = {"operation": method, **self._about(name)}
-        opened = await self._opened(caller, about, secrets)
+        of_system = self.is_of_system()
+        opened = self._unless_other(of_system, await self._keyring.open(caller, about, secrets))
         return job_path(self._operations.start(kind, self._volume.uuid, caller, wish, opened).number)
 
-    async def _opened(self, caller: Caller, about: Mapping[str, str], secrets: Mapping[str, Map]) -> Secrets:
-        """The secrets, if the volume is still the one that the caller was authorized for: a person may have had to."""
-        of_system = self.is_of_system()
-        opened = await self._keyring.open(caller, about, secrets)
+    def _unless_other(self, of_system: bool, opened: Secrets) -> Secrets:
+        """The secrets, if the volume is still the one that the caller was authorized for; a person may take minutes."""
         try:
             self.check_exported()
             if self.is_of_system() != of_system:
@@ -158,7 +157,8 @@ class Device(Interface):
     async def verify_key(self, caller: Caller, name: str, credential: Map, options: Map) -> bool:
         """Whether the credential is the managed key."""
         about = {"operation": "VerifyKey", **self._about(key_name(name))}
-        secrets = await self._opened(caller, about, {UNLOCK: credential})
+        of_system = self.is_of_system()
+        secrets = self._unless_other(of_system, await self._keyring.open(caller, about, {UNLOCK: credential}))
         gone = partial(self.guard.callers.gone, caller.name)
         return await self._operations.verify(self._volume.uuid, caller, key_name(name), secrets, gone)
 

@@ -7,7 +7,7 @@ A call is answered in this order, and the first thing that fails is the reply:
 2. authorization, by ``Interface.questions``: for the action, or the stricter one for volumes of the system, with
    ``Interface.details`` for the agent's text; withdrawn should the caller vanish, asked again should it be about
    something else by then, void should the object be gone;
-3. the handler, as ``await handler(interface, caller, *arguments)``;
+3. the handler, as ``await handler(interface, caller, *arguments)``, when it is its ``Interface.turn``;
 4. its result, as the body of the reply.
 
 Errors of ``luksrotd.errors`` go to the caller by ``bus.errors``; anything else goes to the journal, and the caller gets
@@ -146,9 +146,10 @@ class Exposed:
             with interface.guard.calls.one_of(caller.uid):
                 if self.action:
                     await self._authorize(interface, caller, arguments)
-                has_started = True
-                with acting(caller):
-                    result = await self.handler(interface, caller, *arguments)
+                async with interface.turn(self.name, caller):
+                    has_started = True
+                    with acting(caller):
+                        result = await self.handler(interface, caller, *arguments)
             return self._reply(message, result)
         except CallerVanished:
             raise

@@ -32,6 +32,7 @@ event loop and must not block; they return the value as ``values.to_body`` wants
 from __future__ import annotations
 
 import functools
+from contextlib import AbstractAsyncContextManager, nullcontext
 from enum import StrEnum
 from typing import (
     TYPE_CHECKING,
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from luksrotd.bus.guard import Guard
+    from luksrotd.ports import Caller
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -180,6 +182,10 @@ class Interface:
         """What polkit is asked before the handler of a method with that action runs; all of it must be allowed."""
         asked = names.system_action(action) if self.is_of_system() else action
         return [Question(asked, {"operation": method, **await self.details(method, arguments)})]
+
+    def turn(self, method: str, caller: Caller) -> AbstractAsyncContextManager[None]:
+        """What the handler of the method runs in: calls run beside each other unless something keeps them in order."""
+        return nullcontext()
 
     # -- towards the bus ------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from luksrotd.errors import InvalidRequest, LuksrotdError, UnknownDevice
 from luksrotd.ports import Caller
 from luksrotd.rotation.edits import NEW, UNLOCK
 from luksrotd.service.jobs import Kind
-from luksrotd.service.registry import Volume
+from luksrotd.service.registry import Registry, Volume
 from luksrotd.service.threads import in_thread
 
 Map = Mapping[str, Any]
@@ -68,12 +68,7 @@ class Manager(Interface):
         """One volume, by its UUID or a path that leads to its device."""
         if len(device) > PATH_MAX:
             raise UnknownDevice("cannot find the device: no path is so long")
-        try:
-            return device_path(self._registry.find(device).uuid)
-        except UnknownDevice:
-            if not device.startswith("/"):
-                raise
-        return device_path(self._registry.find(await _resolved(device)).uuid)
+        return device_path((await _found(self._registry, device)).uuid)
 
     @exposed("a{sv}", "aa{sv}", action=names.ACTION_HISTORY, options=history.OPTIONS, outputs=["entries"])
     async def get_history(self, caller: Caller, options: Mapping[str, Any]) -> list[dict[str, Variant]]:
@@ -166,6 +161,16 @@ class Manager(Interface):
     def version(self) -> str:
         """The daemon's version."""
         return luksrotd.__version__
+
+
+async def _found(registry: Registry, device: str) -> Volume:
+    """The volume with that UUID or node, or what the path leads to; raises ``UnknownDevice``."""
+    try:
+        return registry.find(device)
+    except UnknownDevice:
+        if not device.startswith("/"):
+            raise
+    return registry.find(await _resolved(device))
 
 
 async def _resolved(path: str) -> str:

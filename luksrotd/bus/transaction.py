@@ -2,8 +2,8 @@
 """``org.luksrotd1.Transaction`` (dbus/org.luksrotd1.Transaction.xml)."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Final, Protocol
 
 from luksrotd import names
@@ -48,21 +48,19 @@ class Transaction(Interface):
     def _about(self, operation: str) -> Mapping[str, str]:
         return {"operation": operation, "uuid": self._transaction.volume, "device": self._transaction.node}
 
-    @asynccontextmanager
-    async def _turn(self, caller: Caller) -> AsyncIterator[OwnedTransaction]:
-        """The transaction, for its owner, when its calls before this one are done: it need not wait for replies."""
-        mine = self._transaction.of(caller)
-        async with self._one_at_a_time:
-            yield mine
+    def turn(self, method: str, caller: Caller) -> AbstractAsyncContextManager[None]:
+        """The owner's calls one after the other, as they came: it need not wait for replies.  Abort ends the others."""
+        is_owner = caller.is_same(self._transaction.terms.owner)
+        return self._one_at_a_time if is_owner and method != "Abort" else nullcontext()
 
     # -- methods --------------------------------------------------------------------------------------------------
 
     @exposed("a{sv}a{sv}", "", dictionaries={"credential": CREDENTIAL}, options={"volume-key": "b"}, **_OWN)
     async def unlock(self, caller: Caller, credential: Map, options: Map) -> None:
         """Show what opens the volume."""
-        async with self._turn(caller) as mine:
-            secrets = await self._keyring.open(caller, self._about("Unlock"), {UNLOCK: credential})
-            await mine.unlock(secrets, volume_key=options.get("volume-key", False))
+        mine = self._transaction.of(caller)
+        secrets = await self._keyring.open(caller, self._about("Unlock"), {UNLOCK: credential})
+        await mine.unlock(secrets, volume_key=options.get("volume-key", False))
 
     @exposed(
         "a{sv}a{sv}",
@@ -74,41 +72,36 @@ class Transaction(Interface):
     )
     async def add_keyslot(self, caller: Caller, new_secret: Map, options: Map) -> int:
         """Queue a new keyslot."""
-        async with self._turn(caller) as mine:
-            default = self._operations.config.key_derivation
-            pbkdf = known.key_derivation(options, default, generated="generate" in new_secret)
-            secrets = await self._keyring.open(caller, self._about("AddKeyslot"), {NEW: new_secret})
-            return await mine.add_keyslot(secrets, pbkdf, options.get("keyslot"))
+        mine = self._transaction.of(caller)
+        default = self._operations.config.key_derivation
+        pbkdf = known.key_derivation(options, default, generated="generate" in new_secret)
+        secrets = await self._keyring.open(caller, self._about("AddKeyslot"), {NEW: new_secret})
+        return await mine.add_keyslot(secrets, pbkdf, options.get("keyslot"))
 
     @exposed("sa{sv}", "u", options={"token": "u"}, outputs=["token"], **_OWN)
     async def set_token(self, caller: Caller, json: str, options: Map) -> int:
         """Queue a token."""
-        async with self._turn(caller) as mine:
-            return mine.set_token(json, options.get("token"))
+        return self._transaction.of(caller).set_token(json, options.get("token"))
 
     @exposed("ua{sv}", "", **_OWN)
     async def remove_token(self, caller: Caller, token: int, options: Map) -> None:
         """Queue the removal of a token."""
-        async with self._turn(caller) as mine:
-            mine.remove_token(token)
+        self._transaction.of(caller).remove_token(token)
 
     @exposed("ua{sv}", "", **_OWN)
     async def destroy_keyslot(self, caller: Caller, keyslot: int, options: Map) -> None:
         """Queue the removal of a keyslot."""
-        async with self._turn(caller) as mine:
-            mine.destroy_keyslot(keyslot)
+        self._transaction.of(caller).destroy_keyslot(keyslot)
 
     @exposed("a{sv}", "a(sssa{sv}a{sv})", outputs=["differences"], **_OWN)
     async def plan(self, caller: Caller, options: Map) -> list[DifferenceRow]:
         """What Commit would do."""
-        async with self._turn(caller) as mine:
-            return [difference_row(difference) for difference in mine.plan()]
+        return [difference_row(difference) for difference in self._transaction.of(caller).plan()]
 
     @exposed("a{sv}", "o", outputs=["job"], **_OWN)
     async def commit(self, caller: Caller, options: Map) -> str:
         """Make all edits in one commit."""
-        async with self._turn(caller) as mine:
-            return job_path(mine.commit().number)
+        return job_path(self._transaction.of(caller).commit().number)
 
     @exposed("a{sv}", "", **_OWN)
     async def abort(self, caller: Caller, options: Map) -> None:

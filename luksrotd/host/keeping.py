@@ -17,14 +17,16 @@ CHUNK: Final = 65536
 
 @dataclass(frozen=True, slots=True)
 class PipeKeeper:
-    """``seconds``: how long the end of a pipe may take to come."""
+    """``seconds``: how long the end of a pipe may take to come, and a file system to say what a file is."""
 
     seconds: float = 10.0
 
     async def keep(self, source: SecretFd, resources: ExitStack) -> SecretFd:
         """See ``ports.SecretKeeper``."""
         try:
-            mode = os.fstat(source.fd).st_mode
+            # In a thread: the file may lie on a file system of the caller's own, which answers when it likes.
+            async with asyncio.timeout(self.seconds):
+                mode = (await asyncio.to_thread(os.fstat, source.fd)).st_mode
             if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
                 return source
             if not stat.S_ISFIFO(mode):
@@ -37,7 +39,7 @@ class PipeKeeper:
                 resources.push(mine.pop_all())
                 return SecretFd(memfd.fd, source.limit)
         except TimeoutError as error:
-            raise SecretRejected(f"cannot keep a secret: the pipe has not ended within {self.seconds:g} s") from error
+            raise SecretRejected(f"cannot keep a secret: it has not ended within {self.seconds:g} s") from error
         except OSError as error:
             raise SecretRejected(f"cannot keep a secret: {error.strerror}") from error
 

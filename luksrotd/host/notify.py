@@ -50,9 +50,17 @@ class StatusLine:
         self._usual = usual
         self._troubles: dict[str, str] = {}
         self._shown = False
+        self._stopping = False
+
+    def reloading(self) -> None:
+        """The configuration is being read again; nothing once it is stopping."""
+        if not self._stopping:
+            self._manager.reloading()
 
     def ready(self, **troubles: str) -> None:
-        """Start-up, or a reload, is done, with these troubles ('' for one that is over)."""
+        """Start-up, or a reload, is done, with these troubles ('' for none any more); nothing once it is stopping."""
+        if self._stopping:
+            return
         self._shown = True
         self._note(troubles)
         self._manager.ready(self._text())
@@ -69,7 +77,7 @@ class StatusLine:
 
     def stopping(self, text: str) -> None:
         """The last line."""
-        self._shown = False
+        self._shown, self._stopping = False, True
         self._manager.stopping(text)
 
     def _note(self, troubles: dict[str, str]) -> None:

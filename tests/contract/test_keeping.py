@@ -10,6 +10,7 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from luksrotd.errors import SecretRejected
+from luksrotd.host import keeping
 from luksrotd.host.keeping import PipeKeeper
 from luksrotd.ports import SecretFd
 from tests.support.simkeeper import SimKeeper
@@ -74,6 +75,21 @@ async def test_what_was_in_a_pipe_can_be_read_as_often_as_one_likes(keeper, stac
         assert [os.pread(kept.fd, 1000, 0) for _ in range(2)] == [SECRET, SECRET]
         assert os.read(ours, 1) == b"", "it is empty now"
     assert open_fds() == before
+
+
+async def test_a_file_system_that_hangs_does_not_hold_up_the_loop(monkeypatch, tmp_path):
+    alive, fstat = threading.Event(), os.fstat
+
+    def hanging(fd):
+        assert alive.wait(10)
+        return fstat(fd)
+
+    monkeypatch.setattr(keeping.os, "fstat", hanging)
+    with ExitStack() as resources, (tmp_path / "key").open("wb") as file:
+        keeping_it = asyncio.ensure_future(PipeKeeper().keep(SecretFd(file.fileno()), resources))
+        await asyncio.sleep(0)
+        alive.set()
+        assert (await keeping_it).fd == file.fileno()
 
 
 async def test_the_limit_is_what_may_be_in_it(keeper, stack):

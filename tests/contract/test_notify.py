@@ -59,6 +59,8 @@ def test_the_status_line_is_shown_from_ready_to_stopping_with_what_is_wrong(mana
     assert manager() == ["READY=1", "STATUS=3 volumes"]
     line.stopping("going")
     line.show()
+    line.reloading()  # SIGHUP may come at any time
+    line.ready(configuration="bad file")
     assert manager() == ["STOPPING=1", "STATUS=going"]
     with pytest.raises(BlockingIOError):
         manager()
