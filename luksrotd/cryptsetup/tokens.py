@@ -20,6 +20,9 @@ from luksrotd.names import TOKEN_TYPE, WIPE_TOKEN_TYPE
 _OURS: Final = frozenset({TOKEN_TYPE, WIPE_TOKEN_TYPE})
 #: Need USB devices and somebody who touches them; the worker has neither.
 _INTERACTIVE: Final = frozenset({"systemd-fido2", "systemd-pkcs11"})
+#: Tokens that a PIN is tried on, where any may be asked: a header with thirty of them must not lock the TPM up, which
+#: counts wrong ones.
+PIN_TRIES: Final = 3
 #: Longest name of a type in a message, in characters.
 _SHOWN: Final = 64
 
@@ -82,11 +85,13 @@ def unlock(cd: Any, metadata: Mapping[str, Any], credential: TokenCredential, ke
     """
     wanted = None if keyslot == lib.CRYPT_ANY_SLOT else keyslot
     failures: list[LuksrotdError] = []
+    tries = 0
     for token, kind in candidates(metadata, credential.token, wanted):
         begin()
         result = volume_key(cd, token, None, key)
-        with_pin = result == -errno.ENOANO and credential.pin is not None
+        with_pin = result == -errno.ENOANO and credential.pin is not None and tries < PIN_TRIES
         if with_pin:
+            tries += 1
             # Only to one that asks for it: to a TPM, a PIN that is not wanted is a wrong one, and those are counted.
             result = volume_key(cd, token, credential.pin, key)
         if result >= 0 and wanted in (None, result):

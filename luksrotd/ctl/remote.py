@@ -126,7 +126,7 @@ class Remote:
             options["device"] = Variant("o", await self._object(device))
         reply = await self._bus.call(names.ROOT_PATH, (names.MANAGER_INTERFACE, "GetHistory"), body=[options])
         with understood():
-            return [calls.values(entry) for entry in reply.body[0]]
+            return [{**entry, "time": int(entry["time"])} for entry in map(calls.values, reply.body[0])]
 
     def interrupt(self, task: asyncio.Task[Any]) -> None:
         """Ask the job to stop and go on waiting for its end; where there is no job, or no patience left, stop."""

@@ -113,7 +113,9 @@ class Operations:
         if dry_run:
             return seen
         if not any(finding.action is Action.REPAIR for finding in seen.found):
-            return await self._volumes.reconcile(self._registry.get(uuid).ref)  # for its inventory
+            volume = self._registry.get(uuid)
+            # For its inventory, but of which of several devices?  None of them may be written, whatever came meanwhile.
+            return seen if volume.ambiguous else await self._volumes.reconcile(volume.ref)
         result = await self._reconcile(uuid, owner, retire_expired=retire_expired).wait()
         assert isinstance(result, Reconciled)  # noqa: S101 -- for mypy: it is what _reconcile returns
         return result

@@ -134,6 +134,12 @@ async def test_volumes_of_another_version(backend):
         await given.volume(DEVICE, data=False)
 
 
+async def test_a_record_of_another_version(backend):
+    entry = {"message": Variant("s", "key rotated")}
+    with pytest.raises(Internal, match="'time' is missing"):
+        await backend({"GetHistory": [[entry]]}).history(None, 0, 1)
+
+
 @pytest.mark.parametrize(
     ("method", "work"),
     [

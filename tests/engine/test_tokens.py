@@ -172,6 +172,18 @@ async def test_a_token_that_is_not_there(volume, number):
     assert isinstance(await refused(volume(), number), WrongCredential)
 
 
+@pytest.mark.parametrize(("before", "opened"), [(2, True), (3, False)])
+async def test_a_header_full_of_tokens_does_not_use_up_the_tries_of_a_pin(volume, before, opened):
+    shadow = volume(*[token(KEY, pin=b"another")] * before, token(KEY, pin=PIN))
+    if opened:
+        async with unlocking(shadow, None, PIN) as session:
+            assert await session.unlock() == 0
+    else:
+        assert isinstance(await refused(shadow, None, PIN), WrongCredential)
+    async with unlocking(shadow, before, PIN) as session:
+        assert await session.unlock() == 0, "by its number it is asked for"
+
+
 async def test_of_several_failures_a_wrong_pin_is_told(volume):
     shadow = volume(token(KEY, errno=errno.EAGAIN), token(KEY, pin=PIN), token(KEY, errno=errno.EIO))
     assert "token 1" in (await refused(shadow, None, b"wrong")).message

@@ -378,6 +378,19 @@ async def test_a_daemon_that_stops_right_after_a_repair_still_tells_of_it(late):
         assert world.journal.text().count("volume reconciled") == 1
 
 
+async def test_nothing_of_a_copy_is_kept_or_written():
+    """Not even if there is something to repair by the time that it is known that there was not."""
+    world = World()
+    async with world.running():
+        await world.enrolled()
+        world.watcher.put("/dev/sim1", UUID)
+        while not world.registry.get(UUID).ambiguous:  # noqa: ASYNC110 -- a task of the test itself
+            await asyncio.sleep(0)
+        world.inventories.kept.clear()
+        await world.operations.reconcile(UUID, OWNER)
+        assert world.inventories.kept == {}
+
+
 async def test_a_full_queue_leaves_no_secret_open():
     world = World()
     async with world.running():
