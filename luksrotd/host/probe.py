@@ -34,7 +34,7 @@ class WipefsProbe:
 
     async def foreign(self, device: HeaderDevice) -> Sequence[str]:
         """Types of the signatures that are not LUKS's, in the order of their place; ``DeviceError`` if it fails."""
-        fd = _open_same(device)
+        fd = await _opened_same(device)
         try:
             output = await self._run(device.path, fd)
         finally:
@@ -71,6 +71,21 @@ class WipefsProbe:
         if status:
             raise DeviceError(f"cannot probe {path}: {_last_line(complaint) or f'{self._command} ended with {status}'}")
         return output
+
+
+async def _opened_same(device: HeaderDevice) -> int:
+    """``_open_same`` in a thread, for the device may be dead; a descriptor that comes too late is closed."""
+    opening = asyncio.ensure_future(asyncio.to_thread(_open_same, device))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_close)
+        raise
+
+
+def _close(opening: "asyncio.Future[int]") -> None:
+    if opening.exception() is None:
+        os.close(opening.result())
 
 
 def _open_same(device: HeaderDevice) -> int:
