@@ -12,7 +12,7 @@ from luksrotd import names
 from luksrotd.bus import options as known
 from luksrotd.bus.convert import CREDENTIAL, NEW_SECRET, job_path, key_name
 from luksrotd.bus.exposed import camel_case, exposed
-from luksrotd.bus.guard import Guard
+from luksrotd.bus.guard import Guard, Question
 from luksrotd.bus.interface import Emits, Interface, emitted, readable
 from luksrotd.bus.results import DifferenceRow, Row, difference_row, keys_property, rows
 from luksrotd.bus.secrets import Keyring
@@ -52,6 +52,13 @@ class Device(Interface):
     def _about(self, key: str) -> Mapping[str, str]:
         about = {"device": self._volume.nodes[0], "uuid": self._volume.uuid}
         return {**about, "key": key} if key else about
+
+    async def questions(self, action: str, method: str, arguments: Sequence[Any]) -> Sequence[Question]:
+        """Who has staged keys aborted by a reconcile needs the right to abort them, too."""
+        asked = [*await super().questions(action, method, arguments)]
+        if known.retires(method, arguments):
+            asked += await super().questions(names.ACTION_ABORT, method, arguments)
+        return asked
 
     def is_of_system(self) -> bool:
         """As the property System says."""

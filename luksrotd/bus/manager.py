@@ -53,10 +53,15 @@ class Manager(Interface):
         return _about(self._volumes(arguments[0]), key_name(arguments[1]))
 
     async def questions(self, action: str, method: str, arguments: Sequence[Any]) -> Sequence[Question]:
-        """Of a verb on a set one for each of its volumes."""
-        if action not in names.VOLUME_ACTIONS:
-            return await super().questions(action, method, arguments)
-        return about_set(action, method, self._volumes(arguments[0]), key_name(arguments[1]))
+        """Of a verb on a set one for each of its volumes; of a reconcile that aborts staged keys, of all volumes."""
+        if action in names.VOLUME_ACTIONS:
+            return about_set(action, method, self._volumes(arguments[0]), key_name(arguments[1]))
+        also = about_set(names.ACTION_ABORT, method, self._retired(method, arguments), "")
+        return [*await super().questions(action, method, arguments), *also]
+
+    def _retired(self, method: str, arguments: Sequence[Any]) -> list[Volume]:
+        """The volumes whose staged keys a call may abort beside what it is for."""
+        return list(self._registry.volumes.values()) if known.retires(method, arguments) else []
 
     @exposed("a{sv}", "ao", action=names.ACTION_LIST, outputs=["devices"])
     async def get_devices(self, caller: Caller, options: Map) -> list[str]:

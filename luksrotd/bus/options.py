@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The options of the verbs (dbus/*.xml), to what the service works with."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
@@ -116,6 +116,12 @@ def recreation(
 def reconciliation(options: Mapping[str, Any]) -> Mapping[str, bool]:
     """The options of Reconcile, as ``Operations.reconcile`` has them."""
     return {"dry_run": options.get("dry-run", False), "retire_expired": options.get("retire-expired", False)}
+
+
+def retires(method: str, arguments: Sequence[Any]) -> bool:
+    """Whether a call is a reconcile that aborts staged keys."""
+    options = arguments[0] if method == "Reconcile" else {}
+    return bool(options.get("retire-expired", False)) and not options.get("dry-run", False)
 
 
 def group_id(options: Mapping[str, Any]) -> str | None:

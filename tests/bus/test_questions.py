@@ -44,6 +44,22 @@ async def test_what_a_device_is_may_change():
     assert question.action == names.system_action(ROTATE)
 
 
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("options", "further"),
+    [
+        ({}, []),
+        ({"retire-expired": True}, [names.ACTION_ABORT]),
+        ({"retire-expired": True, "dry-run": True}, []),
+        ({"retire-expired": False}, []),
+    ],
+)
+async def test_who_has_staged_keys_aborted_by_a_reconcile_needs_that_right_too(options, further):
+    shown = device(volume("/dev/a", removable=True))
+    asked = await shown.questions(names.ACTION_RECONCILE, "Reconcile", [options])
+    assert [question.action for question in asked] == [names.ACTION_RECONCILE, *further]
+
+
 def test_every_method_that_changes_or_tells_of_one_volume_has_the_stricter_action_too():
     methods = [member for member in vars(Device).values() if isinstance(member, Exposed)]
     general = {method.name for method in methods if method.action not in names.VOLUME_ACTIONS}
