@@ -85,15 +85,24 @@ class Connection:
 
     async def _send(self, message: Message, lost: Outcome) -> Message | None:
         try:
-            if self._bus is None:
-                self._bus = await MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True).connect()
-                self._bus.add_message_handler(self._on_message)
-            return await self._bus.call(message)
+            bus = await self._connected()
+            return await bus.call(message)
         except ValueError as error:  # a number out of range, a file name that is no text: nothing has been sent
             raise InvalidRequest(f"cannot ask luksrotd: {error}") from error
+        except Unreachable:
+            raise
         except Exception as error:
-            reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-            raise _unreachable(reason, lost) from error
+            raise _unreachable(_reason(error), lost) from error
+
+    async def _connected(self) -> MessageBus:
+        """The bus; raises ``Unreachable``."""
+        if self._bus is None:
+            try:
+                self._bus = await MessageBus(bus_type=BusType.SYSTEM, negotiate_unix_fd=True).connect()
+            except Exception as error:
+                raise _unreachable(_reason(error), Outcome.UNCHANGED) from error
+            self._bus.add_message_handler(self._on_message)
+        return self._bus
 
     def _on_message(self, message: Message) -> None:
         # A signal that is sent to this connection alone passes every match rule: look at who sent it.
@@ -141,3 +150,7 @@ def _checked(reply: Message | None, lost: Outcome) -> Message:
 
 def _unreachable(reason: str, outcome: Outcome) -> Unreachable:
     return Unreachable(f"cannot reach luksrotd on the system bus: {reason}; use --direct as root", outcome=outcome)
+
+
+def _reason(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__

@@ -115,6 +115,7 @@ async def test_a_caller_that_vanishes_withdraws_the_question(bed, service, nobod
     async with Monitor() as seen:
         nobody.send(*ROTATE, interactive=True)
         await asyncio.to_thread(agent.wait_for, "begin")
+        await seen.wait_for("Rotate")
         assert service.callers.is_known(seen.sender_of("Rotate"))
         await asyncio.to_thread(nobody.close)
         await seen.wait_for("CancelCheckAuthorization")
