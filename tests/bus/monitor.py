@@ -2,29 +2,47 @@
 """Sees every message on the private bus (D-Bus Specification, ``org.freedesktop.DBus.Monitoring``)."""
 
 import asyncio
+import os
 
-from tests.support.busclient import DAEMON, BusClient
+from dbus_next.message import Message
+
+from luksrotd.bus.caller import DAEMON, DAEMON_PATH
+from luksrotd.bus.connection import Bus
 
 
 class Monitor:
-    """``async with Monitor() as seen: … await seen.wait_for("Member")``."""
+    """``async with Monitor() as seen: … await seen.wait_for("Member")``.
+
+    By luksrotd's own connection: dbus-next's sometimes stops reading in the middle of a message.
+    """
 
     def __init__(self):
-        self._client = BusClient(DAEMON)
         self.messages = []
 
     async def __aenter__(self):
         self._arrived = asyncio.Event()
-        await self._client.__aenter__()
-        path, interface = "/org/freedesktop/DBus", "org.freedesktop.DBus.Monitoring"
-        await self._client.call(path, interface, "BecomeMonitor", "asu", [[], 0])
-        self._client.bus._on_message = self._see
+        self._bus = await Bus().connect()
+        self._bus._on_message = self._see
+        await self._bus.send(
+            Message(
+                destination=DAEMON,
+                path=DAEMON_PATH,
+                interface="org.freedesktop.DBus.Monitoring",
+                member="BecomeMonitor",
+                signature="asu",
+                body=[[], 0],
+            )
+        )
+        await self.until(lambda message: message.reply_serial and message.sender == DAEMON)
+        self.messages.clear()
         return self
 
     async def __aexit__(self, *exception):
-        await self._client.__aexit__(*exception)
+        await self._bus.close()
 
-    def _see(self, message):
+    def _see(self, message, *, is_oversized):
+        for fd in message.unix_fds:
+            os.close(fd)
         self.messages.append(message)
         self._arrived.set()
 
