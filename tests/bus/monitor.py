@@ -2,7 +2,6 @@
 """Sees every message on the private bus (D-Bus Specification, ``org.freedesktop.DBus.Monitoring``)."""
 
 import asyncio
-import os
 
 from dbus_next.message import Message
 
@@ -13,7 +12,7 @@ from luksrotd.bus.connection import Bus
 class Monitor:
     """``async with Monitor() as seen: … await seen.wait_for("Member")``.
 
-    By luksrotd's own connection: dbus-next's sometimes stops reading in the middle of a message.
+    Descriptors in what it saw stay open, for whoever looks at them to close.  By luksrotd's own connection: dbus-next's sometimes stops reading in the middle of a message.
     """
 
     def __init__(self):
@@ -41,8 +40,6 @@ class Monitor:
         await self._bus.close()
 
     def _see(self, message, *, is_oversized):
-        for fd in message.unix_fds:
-            os.close(fd)
         self.messages.append(message)
         self._arrived.set()
 
