@@ -12,7 +12,8 @@ from luksrotd.bus.connection import Bus
 class Monitor:
     """``async with Monitor() as seen: … await seen.wait_for("Member")``.
 
-    Descriptors in what it saw stay open, for whoever looks at them to close.  By luksrotd's own connection: dbus-next's sometimes stops reading in the middle of a message.
+    Descriptors in what it saw stay open, for whoever looks at them to close.  By luksrotd's own connection: dbus-next's
+    has been seen to stop reading, on a busy machine.
     """
 
     def __init__(self):
