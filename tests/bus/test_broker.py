@@ -4,6 +4,7 @@
 import os
 import subprocess
 import sys
+from tempfile import TemporaryDirectory
 
 from tests.support.testbed import BUS_VARIABLE, PROJECT
 
@@ -20,8 +21,9 @@ TESTS = (
 )
 
 
-def test_the_service_on_dbus_broker(tmp_path):
-    argv = [sys.executable, "-m", "pytest", "-q", "--no-cov", "--tb=short", f"--basetemp={tmp_path / 'broker'}", *TESTS]
+def test_the_service_on_dbus_broker():
     environment = {**os.environ, BUS_VARIABLE: "dbus-broker"}
-    run = subprocess.run(argv, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+    with TemporaryDirectory(prefix="broker-") as scratch:  # a short path: there will be sockets in it
+        argv = [sys.executable, "-m", "pytest", "-q", "--no-cov", "--tb=native", f"--basetemp={scratch}", *TESTS]
+        run = subprocess.run(argv, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout[-10000:] + run.stderr[-2000:]
