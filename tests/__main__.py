@@ -13,6 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import IO, Final
 
+from tests.support.kernel import die_with_parent
+
 TESTS: Final = Path(__file__).parent
 #: The decision code, whose coverage is measured, and all that simulates.
 COMPUTING: Final = frozenset({"crash", "model", "property", "service", "unit", "vectors"})
@@ -46,7 +48,13 @@ def main() -> int:
 
 def _start(arguments: list[str], output: IO[bytes] | None) -> subprocess.Popen[bytes]:
     argv = [sys.executable, "-m", "pytest", *ARGUMENTS, *arguments]
-    return subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT if output else None, start_new_session=True)
+    return subprocess.Popen(
+        argv,
+        stdout=output,
+        stderr=subprocess.STDOUT if output else None,
+        start_new_session=True,
+        preexec_fn=die_with_parent,  # noqa: PLW1509 - there are no threads yet
+    )
 
 
 if __name__ == "__main__":
