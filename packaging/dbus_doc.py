@@ -110,7 +110,7 @@ def read(path: Path) -> list[Interface]:
     """The interfaces in a file; raises ``Malformed`` for what has no comment, or a bad one."""
     builder = ElementTree.TreeBuilder(insert_comments=True)
     parser = ElementTree.XMLParser(target=builder)  # noqa: S314 -- these are our own files
-    root = ElementTree.parse(path, parser).getroot()  # noqa: S314
+    root = ElementTree.parse(path, parser).getroot()  # noqa: S314 -- as above
     return [Interface(element.get("name", ""), doc, tuple(_members(element))) for element, doc in _documented(root)]
 
 

@@ -61,7 +61,7 @@ class _Counted:
 
     def __await__(self):
         inner = self._coroutine.__await__() if not hasattr(self._coroutine, "send") else self._coroutine
-        send = lambda: inner.send(None)  # noqa: E731
+        send = lambda: inner.send(None)  # noqa: E731 -- one of three, chosen here
         while True:
             try:
                 waiting = send()
@@ -72,9 +72,9 @@ class _Counted:
                 yield waiting
             except BaseException as error:  # noqa: BLE001 -- whatever it is, it is for the coroutine
                 thrown = error
-                send = lambda: inner.throw(thrown)  # noqa: B023, E731
+                send = lambda: inner.throw(thrown)  # noqa: B023, E731 -- called in this very turn
             else:
-                send = lambda: inner.send(None)  # noqa: E731
+                send = lambda: inner.send(None)  # noqa: E731 -- one of three, chosen here
 
 
 class YesMan:

@@ -137,7 +137,7 @@ async def left_at(number, scenario):
             loop.set_task_factory(None)
         if not world.left.is_set():
             world.leave()
-        while world.answering or busy(world) or world.drafts.transactions or len(asyncio.all_tasks()) != tasks:  # noqa: ASYNC110
+        while world.answering or busy(world) or world.drafts.transactions or len(asyncio.all_tasks()) != tasks:  # noqa: ASYNC110 -- no event tells
             await asyncio.sleep(0)
         assert memfds_of_this_process() == before
         assert not world.callers.is_known(":1.77")

@@ -342,7 +342,7 @@ async def test_a_client_that_is_killed_leaves_nothing(bed, daemon, client, volum
         finally:
             bed.end(process)
         async with asyncio.timeout(HANG_SECONDS):
-            while (now := await census_of(daemon.pid, told)).handles != before.handles or await busy(client, volume):  # noqa: ASYNC110
+            while (now := await census_of(daemon.pid, told)).handles != before.handles or await busy(client, volume):  # noqa: ASYNC110 -- another process
                 await asyncio.sleep(0.01)
         assert now.handles == before.handles
         managed_objects = (ROOT, "org.freedesktop.DBus.ObjectManager", "GetManagedObjects")

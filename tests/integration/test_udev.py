@@ -170,7 +170,7 @@ async def test_a_volume_that_comes_again_is_reconciled(bed, daemon, client):
         before = await settled(client, path)
         await asyncio.to_thread(delete_partition, node)
         await gone(client, path)
-        torn = lambda headers: forge.torn(headers, bytes(len(headers)), forge.Which.PRIMARY)  # noqa: E731
+        torn = lambda headers: forge.torn(headers, bytes(len(headers)), forge.Which.PRIMARY)  # noqa: E731 -- for rewrite alone
         await asyncio.to_thread(rewrite, node, torn, 1024 * 1024)
         await asyncio.to_thread(run, "partx", "--add", node)
         await appeared(client, path)

@@ -52,7 +52,7 @@ async def turns(count=20):
 async def until(condition):
     """Of a thread there is no event."""
     async with asyncio.timeout(AWAY):
-        while not condition():  # noqa: ASYNC110
+        while not condition():  # noqa: ASYNC110 -- of other threads
             await asyncio.sleep(0.001)
 
 

@@ -58,7 +58,7 @@ async def census_of(pid: int, path: Path) -> Census:
     async with asyncio.timeout(SECONDS):
         while not path.exists():  # noqa: ASYNC110, ASYNC240 -- of another process there is no event
             await asyncio.sleep(0.01)
-    told: dict[str, Any] = json.loads(path.read_text())  # noqa: ASYNC240
+    told: dict[str, Any] = json.loads(path.read_text())  # noqa: ASYNC240 -- a small file in memory
     return Census(**told)
 
 

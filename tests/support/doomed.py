@@ -27,7 +27,7 @@ async def go_on(volume: str) -> None:
         unlock = (path, names.TRANSACTION_INTERFACE, "Unlock", "a{sv}a{sv}", [{"fd": Variant("h", 0)}, {}])
         await client.bus.send(client.message(*unlock, fds=[secret]))
         _say("unlocking")
-        while not await client.get(path, names.TRANSACTION_INTERFACE, "Unlocked"):  # noqa: ASYNC110
+        while not await client.get(path, names.TRANSACTION_INTERFACE, "Unlocked"):  # noqa: ASYNC110 -- it is about to be killed
             await asyncio.sleep(0.01)
         _say("unlocked")
         generate: list[Any] = [{"generate": Variant("b", True)}, FAST]
