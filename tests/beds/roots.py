@@ -131,15 +131,23 @@ def _bootstrap(argv: list[str], root: Path) -> None:
 
 def _install(below: Path, package: Path, root: Path) -> None:
     _run(["cp", "--archive", "--reflink=auto", str(below), str(root)])
-    shutil.copyfile(package, root / "tmp" / package.name)
+    shutil.copyfile(package, root / "root" / package.name)  # /tmp is hidden there
     _run(
         [
             *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--link-journal=no", "--console=pipe"),
-            *("--private-network", "--resolv-conf=off", f"--directory={root}", "--as-pid2", "/bin/sh", "-ec"),
+            *(
+                "--private-network",
+                "--resolv-conf=off",
+                "--timezone=off",
+                f"--directory={root}",
+                "--as-pid2",
+                "/bin/sh",
+                "-ec",
+            ),
             f"""export DEBIAN_FRONTEND=noninteractive
-            apt-get --quiet --quiet --yes install /tmp/{package.name}
+            apt-get --quiet --quiet --yes install /root/{package.name}
             apt-get clean
-            rm -r /tmp/{package.name} /var/lib/apt/lists""",
+            rm -r /root/{package.name} /var/lib/apt/lists""",
         ]
     )
 
