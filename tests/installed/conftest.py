@@ -39,11 +39,15 @@ def container(release, loop_volume):
 
 @pytest.fixture
 def volume(loop_volume, container):
-    """The volume as a new one, with another UUID; the daemon knows it."""
-    makeimage.make_image(loop_volume.image.with_suffix(".new"), key=OLD)
-    renewed = loop_volume.image.with_suffix(".new").read_bytes()
-    subprocess.run(["dd", f"of={loop_volume.path}", "bs=1M", "status=none"], input=renewed, check=True)
-    disk = Disk(loop_volume)
+    """The volume as a new one; the daemon knows it."""
+    return renewed(container, loop_volume)
+
+
+def renewed(container, loop):
+    """The volume with another UUID and one keyslot, which the container's daemon knows; /root/old.key has ``OLD``."""
+    image = makeimage.make_image(loop.image.with_suffix(".new"), key=OLD)
+    subprocess.run(["dd", f"if={image}", f"of={loop.path}", "bs=1M", "status=none"], check=True)
+    disk = Disk(loop)
     until(lambda: knows(container, disk), "the daemon knows the volume")
     container.put("/root/old.key", OLD.decode(), mode=0o600)
     return disk
