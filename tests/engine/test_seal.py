@@ -9,6 +9,7 @@ import os
 import platform
 import shlex
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -19,11 +20,13 @@ import pytest
 from luksrotd.errors import EngineError
 from luksrotd.host.worker import WorkerEngine
 from luksrotd.ports import TokenSource
-from luksrotd.rotation.edits import UNLOCK, AddKeyslot, Pbkdf
+from luksrotd.rotation import wire
+from luksrotd.rotation.edits import PBKDF_FOR_RANDOM_KEYS, UNLOCK, AddKeyslot, Pbkdf, to_wire
 from tests.engine import probe
+from tests.engine.conftest import ROOT
 from tests.engine.processes import worker
-from tests.engine.shadow import shadow_of
-from tests.support.makeimage import KEY, import_token, make_image
+from tests.engine.shadow import memfd, shadow_of
+from tests.support.makeimage import KEY, cryptsetup_opens, import_token, make_image
 
 #: An Argon2 of some hours, with threads.
 ENDLESS = Pbkdf("argon2id", memory_kib=65536, iterations=2**31 - 1, parallel=4)
@@ -39,7 +42,8 @@ LOOP_MAJOR = 7
 
 def run(*arguments):
     command = [sys.executable, "-P", "-s", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    environment = {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -144,11 +148,33 @@ async def test_no_worker_works_unsealed(shadow, tmp_path, call):
 
 
 @pytest.mark.asyncio
+async def test_a_sandbox_that_has_no_seccomp_call_is_none_the_worse(shadow, tmp_path):
+    """Services under systemd 252's @system-service; libseccomp then takes prctl(2)."""
+    async with worker(shadow, injected(tmp_path, "seccomp:error=EPERM")) as session:
+        assert await session.unlock() == 0
+        assert status(f"/proc/{session.pid}")["Seccomp"] == "2"
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize("error", ["ENOSYS", "EOPNOTSUPP", "EPERM"])
 async def test_without_landlock_the_filter_remains(shadow, tmp_path, error):
     async with worker(shadow, injected(tmp_path, f"landlock_create_ruleset:error={error}")) as session:
         assert await session.unlock() == 0
         assert status(f"/proc/{session.pid}")["Seccomp"] == "2"
+
+
+def test_an_architecture_whose_calls_hide_their_arguments_is_refused():
+    script = """
+from luksrotd.cryptsetup import seccomp
+from luksrotd.errors import EngineError
+from luksrotd.worker.seal import seal
+seccomp._UNLIKE_OTHERS = (seccomp.lib.seccomp_arch_native(),)
+try:
+    seal(tokens=False)
+except EngineError as error:
+    print(error.message, end="")
+"""
+    assert run("-c", script).stdout == "cannot confine the worker: Operation not supported"
 
 
 # -- what must work ----------------------------------------------------------------------------------------------
@@ -176,3 +202,49 @@ async def test_a_token_of_the_keyring_unlocks(tmp_path, key_of_the_session):
     with contextlib.closing(shadow):
         async with WorkerEngine().session(shadow, {UNLOCK: TokenSource(0)}) as session:
             assert await session.unlock() == 0
+
+
+#: Serves a socket as a worker of a user that is not root, who could not start Python wherever it may lie.
+ORDINARY = """
+import os, socket, sys
+from luksrotd.cryptsetup._ffi import ffi, lib
+from luksrotd.worker.confine import confine
+from luksrotd.worker.serve import serve
+from luksrotd.worker.session import Session
+shadow, key, new, control = map(int, sys.argv[1:])
+os.setgroups([])
+os.setresgid(12345, 12345, 12345)
+os.setresuid(12345, 12345, 12345)
+lib.prctl(lib.PR_SET_DUMPABLE, ffi.cast("unsigned long", 1))  # as after exec
+os._exit(serve(control, os.getppid(), Session, confine))
+"""
+
+
+def test_a_worker_of_an_ordinary_user_works_sealed(shadow, tmp_path):
+    ours, theirs = socket.socketpair()
+    fds = [shadow.fd, memfd(KEY), memfd(b"a new key"), theirs.fileno()]
+    environment = {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-P", "-s", "-c", ORDINARY, *map(str, fds)]
+    secrets = {"unlock": {"fd": fds[1], "limit": 100}, "new": {"fd": fds[2], "limit": 100}}
+    edits = [to_wire(AddKeyslot(1, "new", PBKDF_FOR_RANDOM_KEYS))]
+    requests = [
+        {"op": "start", "shadow": fds[0], "secrets": secrets, "secret_seconds": 60},
+        {"op": "load"},
+        {"op": "unlock", "keyslot": None, "volume_key": False},
+        {"op": "apply", "edits": edits},
+        {"op": "opens", "keyslot": 1, "secret": "new"},
+    ]
+    with ours, ours.makefile("rb") as lines, subprocess.Popen(command, pass_fds=fds, env=environment) as process:
+        theirs.close()
+        results = []
+        for request in requests:
+            ours.sendall(wire.encode(request))
+            results.append(wire.result_of(lines.readline()))
+        found = status(f"/proc/{process.pid}")
+        ours.shutdown(socket.SHUT_WR)
+        assert process.wait(60) == 0
+    for fd in fds[1:3]:
+        os.close(fd)
+    assert (results[2], results[4]) == (0, True)
+    assert (found["Seccomp"], found["Uid"].split()[0]) == ("2", "12345")
+    assert cryptsetup_opens(shadow.save(tmp_path / "result"), b"a new key", 1)
