@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""All tests, in two runs of pytest side by side: those that compute, and those that wait for real parts.
+"""All tests but those of installed systems, in two runs of pytest side by side.
+
+The one has those that compute, the other those that wait for real parts.
 
     python -m tests
 
@@ -17,14 +19,16 @@ from tests.support.kernel import die_with_parent
 
 TESTS: Final = Path(__file__).parent
 #: The decision code, whose coverage is measured, and all that simulates.
-COMPUTING: Final = frozenset({"crash", "model", "property", "service", "unit", "vectors"})
+COMPUTING: Final = frozenset({"crash", "model", "powercut", "property", "service", "unit", "vectors"})
+#: What boots containers and virtual machines has targets of its own.
+ELSEWHERE: Final = frozenset({"installed"})
 ARGUMENTS: Final = ("--tb=native", "--hypothesis-profile=ci")
 
 
 def halves() -> tuple[list[str], list[str]]:
-    """Every folder and module of tests: those of ``COMPUTING``, and all others."""
+    """The folders and modules of tests: those of ``COMPUTING``, and others, but not those of ``ELSEWHERE``."""
     folders = [path for path in TESTS.iterdir() if any(path.glob("**/test_*.py")) or path.name.startswith("test_")]
-    names = sorted(path.relative_to(TESTS.parent).as_posix() for path in folders)
+    names = sorted(path.relative_to(TESTS.parent).as_posix() for path in folders if path.name not in ELSEWHERE)
     computing = [name for name in names if Path(name).name in COMPUTING]
     return computing, [name for name in names if name not in computing]
 
