@@ -17,16 +17,17 @@ from pathlib import Path
 
 import pytest
 
-from luksrotd.errors import EngineError
+from luksrotd.errors import EngineCrashed, EngineError
 from luksrotd.host.worker import WorkerEngine
 from luksrotd.ports import TokenSource
 from luksrotd.rotation import wire
 from luksrotd.rotation.edits import PBKDF_FOR_RANDOM_KEYS, UNLOCK, AddKeyslot, Pbkdf, to_wire
 from tests.engine import probe
 from tests.engine.conftest import ROOT
-from tests.engine.processes import worker
+from tests.engine.processes import interpreter, worker
 from tests.engine.shadow import memfd, shadow_of
 from tests.support.makeimage import KEY, cryptsetup_opens, import_token, make_image
+from tests.support.tokenplugin import TYPE
 
 #: An Argon2 of some hours, with threads.
 ENDLESS = Pbkdf("argon2id", memory_kib=65536, iterations=2**31 - 1, parallel=4)
@@ -46,8 +47,8 @@ def run(*arguments):
 
 
 @pytest.fixture(scope="module")
-def probed(tmp_path_factory):
-    """What came of each attempt, by kind of probe; the files are everybody's."""
+def everybody(tmp_path_factory):
+    """A folder with a file and a block device that every user may read and write."""
     folder = tmp_path_factory.mktemp("everybody")
     for path in (folder, *folder.parents[:-2]):
         path.chmod(0o755)
@@ -56,9 +57,15 @@ def probed(tmp_path_factory):
     (folder / "file").chmod(0o666)
     os.mknod(folder / "block", stat.S_IFBLK, os.makedev(LOOP_MAJOR, 0))
     (folder / "block").chmod(0o666)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def probed(everybody):
+    """What came of each attempt, by kind of probe."""
     found = {}
     for kind in ("free", "sealed", "tokens"):
-        done = run("-m", "tests.engine.probe", kind, str(folder))
+        done = run("-m", "tests.engine.probe", kind, str(everybody))
         assert done.stderr == ""
         found[kind] = json.loads(done.stdout)
     return found
@@ -128,6 +135,46 @@ async def test_every_thread_is_sealed(shadow):
         with contextlib.suppress(asyncio.CancelledError):
             await deriving
     assert {(each["Seccomp"], each["NoNewPrivs"], each["Uid"].split()[0]) for each in statuses} == {("2", "1", "65534")}
+
+
+#: What code within a worker, which a header might have brought to run, tries; and what it gets.
+FROM_WITHIN = {
+    "read:{}/block": "EACCES",
+    "write:{}/block": "EACCES",
+    "read:{}/file": "EACCES",
+    "write:{}/file": "EACCES",
+    "socket": "ENOSYS",
+    "fork": "ENOSYS",
+    "execute:/bin/true": "ENOSYS",
+}
+UNSEALED = """
+import runpy, sys
+from luksrotd.worker import session
+session.seal = lambda *, tokens: None
+sys.argv = sys.argv[sys.argv.index("-m") + 1 :]
+runpy.run_module("luksrotd.worker", run_name="__main__")
+"""
+
+
+@pytest.mark.asyncio
+@pytest.mark.usefixtures("token_plugin")
+@pytest.mark.parametrize("sealed", [True, False])
+async def test_what_a_worker_that_was_taken_over_can_do(everybody, tmp_path, sealed):
+    image = make_image(tmp_path / "image", keyslots_size=1024 * 1024)
+    for number, attempt in enumerate(FROM_WITHIN):
+        import_token(image, {"type": TYPE, "keyslots": ["0"], "attempt": attempt.format(everybody)}, number)
+    engine = WorkerEngine() if sealed else WorkerEngine(python=interpreter(tmp_path, UNSEALED))
+    came = {}
+    with contextlib.closing(shadow_of(image)) as shadow:
+        for number, attempt in enumerate(FROM_WITHIN):
+            async with engine.session(shadow, {UNLOCK: TokenSource(number)}) as session:
+                with pytest.raises((EngineError, EngineCrashed)) as caught:
+                    await session.unlock()
+            came[attempt] = caught.value.message.rpartition(": ")[2]
+    succeeded = dict.fromkeys(FROM_WITHIN, "EXFULL")
+    # It is another program then, and ends.
+    succeeded["execute:/bin/true"] = "the worker ended with status 0"
+    assert came == (FROM_WITHIN if sealed else succeeded)
 
 
 # -- when it cannot be had ---------------------------------------------------------------------------------------
