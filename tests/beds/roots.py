@@ -81,16 +81,16 @@ def folder() -> Path:
 def base(release: str) -> Path:
     """A fresh Debian in which ``apt install`` of our package works without network.  OSError if it cannot be made."""
     argv = _debian(release)
-    key = _digest(json.dumps([argv, MASKED, MACHINE_ID]).encode())
-    return _made(release, f"base-{key}", lambda root: _bootstrap(argv, root))
+    key = digest(json.dumps([argv, MASKED, MACHINE_ID]).encode())
+    return made(release, f"base-{key}", lambda root: _bootstrap(argv, root))
 
 
 def installed(release: str, package: Path | None = None) -> Path:
     """The same with our package installed; it is the one in ``build/deb`` unless another is given."""
     package = package or deb()
     below = base(release)
-    key = _digest(below.name.encode() + package.read_bytes())
-    return _made(release, f"installed-{key}", lambda root: _install(below, package, root))
+    key = digest(below.name.encode() + package.read_bytes())
+    return made(release, f"installed-{key}", lambda root: _install(below, package, root))
 
 
 def deb() -> Path:
@@ -121,7 +121,7 @@ def _debian(release: str) -> list[str]:
 
 
 def _bootstrap(argv: list[str], root: Path) -> None:
-    _run([*argv, str(root)])
+    run([*argv, str(root)])
     root.chmod(0o755)
     (root / "etc/machine-id").write_text(f"{MACHINE_ID}\n")
     (root / "etc/fstab").write_text("")
@@ -130,9 +130,9 @@ def _bootstrap(argv: list[str], root: Path) -> None:
 
 
 def _install(below: Path, package: Path, root: Path) -> None:
-    _run(["cp", "--archive", "--reflink=auto", str(below), str(root)])
+    run(["cp", "--archive", "--reflink=auto", str(below), str(root)])
     shutil.copyfile(package, root / "tmp" / package.name)
-    _run(
+    run(
         [
             *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--link-journal=no", "--console=pipe"),
             *("--private-network", "--resolv-conf=off", f"--directory={root}", "--as-pid2", "/bin/sh", "-ec"),
@@ -144,7 +144,7 @@ def _install(below: Path, package: Path, root: Path) -> None:
     )
 
 
-def _made(release: str, name: str, make: Callable[[Path], None]) -> Path:
+def made(release: str, name: str, make: Callable[[Path], None]) -> Path:
     """The root of that name, made if it is not there, by one process only."""
     if release not in RELEASES:
         raise ValueError(f"cannot make a root of {release}")
@@ -171,7 +171,7 @@ def _remove_old(root: Path) -> None:
 
 
 def _remove(root: Path) -> None:
-    _run(["rm", "--recursive", "--force", "--one-file-system", str(root)])
+    run(["rm", "--recursive", "--force", "--one-file-system", str(root)])
 
 
 @contextmanager
@@ -181,7 +181,8 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _run(argv: list[str]) -> None:
+def run(argv: list[str]) -> str:
+    """Run a command that makes a part of a bed; what it said, or OSError with that."""
     done = subprocess.run(
         argv,
         stdin=subprocess.DEVNULL,
@@ -192,8 +193,10 @@ def _run(argv: list[str]) -> None:
         preexec_fn=die_with_parent,
     )
     if done.returncode:
-        raise OSError(f"cannot make a root: {argv[0]} ended with {done.returncode}\n{done.stdout}")
+        raise OSError(f"cannot make a bed: {argv[0]} ended with {done.returncode}\n{done.stdout}")
+    return done.stdout
 
 
-def _digest(data: bytes) -> str:
+def digest(data: bytes) -> str:
+    """A name for what is made of these."""
     return hashlib.sha256(data).hexdigest()[:16]
