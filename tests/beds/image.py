@@ -8,6 +8,7 @@ and that no test needs are masked, for QEMU's emulation makes a boot ten times a
 import json
 import lzma
 import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -94,8 +95,8 @@ def image(release: str, root: Path | None = None) -> Image:
     """Made of ``root``, or of ``roots.installed(release)``; OSError if it cannot be made."""
     root = root or roots.installed(release)
     modules = kernel(release)
-    key = roots.digest(b"".join(path.read_bytes() for path in (Path(__file__), AGENT)) + f"{root}{modules}".encode())
-    return Image(roots.made(release, f"image-{key}", lambda draft: _assemble(root, modules, draft)))
+    key = roots._digest(b"".join(path.read_bytes() for path in (Path(__file__), AGENT)) + f"{root}{modules}".encode())
+    return Image(roots._made(release, f"image-{key}", lambda draft: _assemble(root, modules, draft)))
 
 
 def kernel(release: str) -> Path:
@@ -104,31 +105,28 @@ def kernel(release: str) -> Path:
         *("mmdebstrap", "--quiet", "--variant=extract", "--format=directory", "--include=linux-image-cloud-amd64"),
         release,
     ]
-    key = roots.digest(json.dumps(argv).encode())
+    key = roots._digest(json.dumps(argv).encode())
 
-    def make(draft: Path) -> None:
-        roots.run([*argv, str(draft)])
-
-    return roots.made(release, f"kernel-{key}", make)
+    return roots._made(release, f"kernel-{key}", lambda draft: roots._run([*argv, str(draft)]))
 
 
 def _assemble(root: Path, unpacked: Path, draft: Path) -> None:
     draft.mkdir()
     files = draft / "root"
-    roots.run(["cp", "--archive", "--reflink=auto", str(root), str(files)])
+    roots._run(["cp", "--archive", "--reflink=auto", str(root), str(files)])
     (found,) = (unpacked / "boot").glob("vmlinuz-*")
     shutil.copyfile(found, draft / "kernel")
     version = found.name.removeprefix("vmlinuz-")
     (modules,) = (path for path in (unpacked / "usr/lib/modules", unpacked / "lib/modules") if path.is_dir())
-    roots.run(["cp", "--archive", str(modules), str(files / "usr/lib")])
+    roots._run(["cp", "--archive", str(modules), str(files / "usr/lib")])
     for pattern in LEFT_OUT:
         for path in files.glob(pattern):
-            roots.run(["rm", "--recursive", "--force", str(path)])
-    roots.run(["chroot", str(files), "depmod", version])
+            roots._run(["rm", "--recursive", "--force", str(path)])
+    roots._run(["chroot", str(files), "depmod", version])
     _configure(files)
     _make_initrd(files, version, draft)
-    roots.run(["mke2fs", "-q", "-t", "ext4", "-d", str(files), str(draft / "disk"), DISK_SIZE])
-    roots.run(["rm", "--recursive", "--force", "--one-file-system", str(files)])
+    roots._run(["mke2fs", "-q", "-t", "ext4", "-d", str(files), str(draft / "disk"), DISK_SIZE])
+    roots._run(["rm", "--recursive", "--force", "--one-file-system", str(files)])
 
 
 def _configure(files: Path) -> None:
@@ -161,7 +159,7 @@ def _make_initrd(files: Path, version: str, draft: Path) -> None:
     init.write_text(INIT.format(modules=" ".join(names)))
     init.chmod(0o755)
     pack = f"cd {folder} && find . | cpio --create --format=newc --quiet --reproducible | gzip -1 >{draft}/initrd"
-    roots.run(["sh", "-ec", pack])
+    roots._run(["sh", "-ec", pack])
     shutil.rmtree(folder)
 
 
@@ -169,6 +167,7 @@ def _dependencies(files: Path, version: str) -> list[str]:
     """Paths of modules, in the order in which they are to be loaded."""
     found: dict[str, None] = {}
     for name in DISK_MODULES:
-        shown = roots.run(["chroot", str(files), "modprobe", "--set-version", version, "--show-depends", name])
+        argv = ["chroot", str(files), "modprobe", "--set-version", version, "--show-depends", name]
+        shown = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True).stdout
         found |= {words[1]: None for line in shown.splitlines() if (words := line.split())[0] == "insmod"}
     return list(found)

@@ -16,6 +16,7 @@ import base64
 import contextlib
 import json
 import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -26,19 +27,19 @@ from typing import Any, Final, Self
 
 from tests.beds import roots
 from tests.beds.image import PORT, Image, image
-from tests.beds.qemu import MachineError, Qemu
+from tests.beds.qemu import PROGRAM, MachineError, Qemu
 
 DISK_BYTES: Final = 256 << 20
 RUN_SECONDS: Final = 120.0
 BOOT_SECONDS: Final = 240.0
 SEED_BYTES: Final = 64
 HARDWARE: Final = (
-    *("-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", "max,svm=off", "-smp", "2", "-m", "1024"),
+    *("-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"),
     *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-global", "PIIX4_PM.disable_s3=0"),
 )
 KERNEL_ARGUMENTS: Final = (
     "root=/dev/vda rw console=ttyS0 quiet panic=1 mitigations=off random.trust_cpu=on no_timer_check tsc=reliable"
-    " systemd.show_status=false"
+    " systemd.show_status=false module_blacklist=kvm_amd,powernow_k8"
 )
 #: Before the state is saved: what every test would load or look up first.
 SETTLE: Final = """
@@ -212,15 +213,15 @@ def booting(
 def saved(release: str, boot: Image) -> Path:
     """A folder with the state of a machine that has booted: its ``memory``, and the overlay of its ``root``."""
     sources = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("machine.py", "qemu.py"))
-    version = roots.run(["qemu-system-x86_64", "--version"])
-    key = roots.digest(sources + f"{boot.folder}{version}".encode())
-    return roots.made(release, f"saved-{key}", lambda draft: _save(boot, draft))
+    version = subprocess.run([PROGRAM, "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    key = roots._digest(sources + f"{boot.folder}{version}".encode())
+    return roots._made(release, f"saved-{key}", lambda draft: _save(boot, draft))
 
 
 def _save(boot: Image, draft: Path) -> None:
     draft.mkdir()
     overlay = draft / "root"
-    roots.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(boot.disk), "-F", "raw", str(overlay)])
+    roots._run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(boot.disk), "-F", "raw", str(overlay)])
     root = _disk("root", overlay, "qcow2", snapshot=False)
     with (
         _disks(None, None, None) as disks,

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from tests.support.kernel import die_with_parent
 
+PROGRAM: Final = "qemu-system-x86_64"
 MONITOR_SECONDS: Final = 60.0
 
 
@@ -35,7 +36,7 @@ class Qemu:
         ]
         with errors.open("wb") as output:
             self.process = subprocess.Popen(
-                ["qemu-system-x86_64", *arguments, *channels],
+                [PROGRAM, *arguments, *channels],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -81,16 +81,16 @@ def folder() -> Path:
 def base(release: str) -> Path:
     """A fresh Debian in which ``apt install`` of our package works without network.  OSError if it cannot be made."""
     argv = _debian(release)
-    key = digest(json.dumps([argv, MASKED, MACHINE_ID]).encode())
-    return made(release, f"base-{key}", lambda root: _bootstrap(argv, root))
+    key = _digest(json.dumps([argv, MASKED, MACHINE_ID]).encode())
+    return _made(release, f"base-{key}", lambda root: _bootstrap(argv, root))
 
 
 def installed(release: str, package: Path | None = None) -> Path:
     """The same with our package installed; it is the one in ``build/deb`` unless another is given."""
     package = package or deb()
     below = base(release)
-    key = digest(below.name.encode() + package.read_bytes())
-    return made(release, f"installed-{key}", lambda root: _install(below, package, root))
+    key = _digest(below.name.encode() + package.read_bytes())
+    return _made(release, f"installed-{key}", lambda root: _install(below, package, root))
 
 
 def deb() -> Path:
@@ -121,7 +121,7 @@ def _debian(release: str) -> list[str]:
 
 
 def _bootstrap(argv: list[str], root: Path) -> None:
-    run([*argv, str(root)])
+    _run([*argv, str(root)])
     root.chmod(0o755)
     (root / "etc/machine-id").write_text(f"{MACHINE_ID}\n")
     (root / "etc/fstab").write_text("")
@@ -130,21 +130,29 @@ def _bootstrap(argv: list[str], root: Path) -> None:
 
 
 def _install(below: Path, package: Path, root: Path) -> None:
-    run(["cp", "--archive", "--reflink=auto", str(below), str(root)])
-    shutil.copyfile(package, root / "tmp" / package.name)
-    run(
+    _run(["cp", "--archive", "--reflink=auto", str(below), str(root)])
+    shutil.copyfile(package, root / "root" / package.name)  # /tmp is hidden there
+    _run(
         [
             *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--link-journal=no", "--console=pipe"),
-            *("--private-network", "--resolv-conf=off", f"--directory={root}", "--as-pid2", "/bin/sh", "-ec"),
+            *(
+                "--private-network",
+                "--resolv-conf=off",
+                "--timezone=off",
+                f"--directory={root}",
+                "--as-pid2",
+                "/bin/sh",
+                "-ec",
+            ),
             f"""export DEBIAN_FRONTEND=noninteractive
-            apt-get --quiet --quiet --yes install /tmp/{package.name}
+            apt-get --quiet --quiet --yes install /root/{package.name}
             apt-get clean
-            rm -r /tmp/{package.name} /var/lib/apt/lists""",
+            rm -r /root/{package.name} /var/lib/apt/lists""",
         ]
     )
 
 
-def made(release: str, name: str, make: Callable[[Path], None]) -> Path:
+def _made(release: str, name: str, make: Callable[[Path], None]) -> Path:
     """The root of that name, made if it is not there, by one process only."""
     if release not in RELEASES:
         raise ValueError(f"cannot make a root of {release}")
@@ -171,7 +179,7 @@ def _remove_old(root: Path) -> None:
 
 
 def _remove(root: Path) -> None:
-    run(["rm", "--recursive", "--force", "--one-file-system", str(root)])
+    _run(["rm", "--recursive", "--force", "--one-file-system", str(root)])
 
 
 @contextmanager
@@ -181,8 +189,7 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def run(argv: list[str]) -> str:
-    """Run a command that makes a part of a bed; what it said, or OSError with that."""
+def _run(argv: list[str]) -> None:
     done = subprocess.run(
         argv,
         stdin=subprocess.DEVNULL,
@@ -193,10 +200,8 @@ def run(argv: list[str]) -> str:
         preexec_fn=die_with_parent,
     )
     if done.returncode:
-        raise OSError(f"cannot make a bed: {argv[0]} ended with {done.returncode}\n{done.stdout}")
-    return done.stdout
+        raise OSError(f"cannot make a root: {argv[0]} ended with {done.returncode}\n{done.stdout}")
 
 
-def digest(data: bytes) -> str:
-    """A name for what is made of these."""
+def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]

@@ -101,7 +101,7 @@ def _nspawn(orders: Orders, root: Path) -> list[str]:
         *("systemd-nspawn", "--quiet", "--boot", f"--directory={root}", f"--machine={orders.name}"),
         *("--register=no", "--keep-unit", "--link-journal=no", "--console=pipe", "--notify-ready=yes"),
         # Its udevd has no word with those of others; what the kernel says reaches all of them.
-        *("--private-network", "--resolv-conf=off"),
+        *("--private-network", "--resolv-conf=off", "--timezone=off"),
         # The units' own confinement needs these.
         *("--capability=all", "--system-call-filter=bpf"),
         *(f"--bind-ro={host}:{inside}" for inside, host in orders.binds.items()),
