@@ -25,7 +25,7 @@ EXPOSURE = 15
 #: Settings that all services must have alike.
 SANDBOX = re.compile(
     r"^(CapabilityBounding|NoNew|Device|Protect|Private|Restrict|IPAddress|Lock|Memory|SystemCall|Keyring|UMask|LimitCORE"
-    r"|OOMPolicy|RuntimeDirectory|StateDirectory|NoExec|Exec(?!Start|Reload)|ReadWrite|Bind|KillMode)"
+    r"|OOMPolicy|RuntimeDirectory|StateDirectory|ReadWrite|ReadOnly|Bind|KillMode)"
 )
 
 

@@ -81,13 +81,23 @@ def run_copy():
         os.unlink(copy)
 
 
-def connect_out():
-    with socket.socket(socket.AF_INET) as out:
-        out.connect(("127.0.0.1", 9))
+def mount(source, kind, flags):
+    call("mount", source, b"/run/luksrotd", kind, flags, None)
+    call("umount2", b"/run/luksrotd", 0)
+
+
+def make_node():
+    os.mknod("/run/luksrotd/node", 0o020600, os.makedev(1, 1))
+    os.unlink("/run/luksrotd/node")
+
+
+def make_group():
+    os.mkdir("/sys/fs/cgroup/probe")
+    os.rmdir("/sys/fs/cgroup/probe")
 
 
 SOCKETS = {
-    "socket AF_INET": connect_out,
+    "socket AF_INET": partial(open_socket, socket.AF_INET, socket.SOCK_DGRAM),
     "socket AF_INET6": partial(open_socket, socket.AF_INET6, socket.SOCK_DGRAM),
     "socket AF_PACKET": partial(open_socket, AF_PACKET),
     "socket AF_ALG": partial(open_socket, AF_ALG, socket.SOCK_SEQPACKET),
@@ -99,25 +109,23 @@ SOCKETS = {
 def attempts(device):
     """What the service itself tries."""
     return SOCKETS | {
-        "mount": partial(call, "mount", b"none", b"/run/luksrotd", b"tmpfs", 0, None),
-        "bind mount": partial(call, "mount", b"/etc", b"/run/luksrotd", None, MS_BIND, None),
-        "umount": partial(call, "umount2", b"/tmp", 0),
+        "mount": partial(mount, b"none", b"tmpfs", 0),
+        "bind mount": partial(mount, b"/etc", None, MS_BIND),
         "module": partial(call, "syscall", SYS_FINIT_MODULE, 0, b"", 0),
         "key": partial(call, "syscall", SYS_ADD_KEY, b"user", b"probe", b"x", ctypes.c_size_t(1), -3),
         "chroot": partial(os.chroot, "/usr"),
         "user namespace": partial(call, "unshare", CLONE_NEWUSER),
         "network namespace": partial(call, "unshare", CLONE_NEWNET),
         "mount namespace": partial(call, "unshare", CLONE_NEWNS),
-        "ptrace": partial(call, "ptrace", PTRACE_SEIZE, os.getppid(), None, None),
+        "ptrace": lambda: call("ptrace", PTRACE_SEIZE, os.getppid(), None, None),
         "priority": partial(os.setpriority, os.PRIO_PROCESS, 0, -5),
         "real time": partial(os.sched_setscheduler, 0, os.SCHED_FIFO, os.sched_param(1)),
         "host name": partial(socket.sethostname, "probe"),
-        "chown": partial(os.chown, "/run/luksrotd", 1, 1),
+        "chown": partial(os.chown, "/run/luksrotd", 0, 0),
         "new program": run_copy,
         "writable code": lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_WRITE | mmap.PROT_EXEC).close(),
-        "node": partial(os.mknod, "/run/luksrotd/probe", 0o020600, os.makedev(1, 1)),
+        "node": make_node,
         "/dev/mem": partial(open_file, "/dev/mem", os.O_RDONLY),
-        "/dev/kmsg": partial(open_file, "/dev/kmsg", os.O_RDONLY),
         "/dev/loop-control": partial(open_file, "/dev/loop-control", os.O_RDWR),
         "/etc": partial(touch, "/etc/probe"),
         "/usr": partial(touch, "/usr/probe"),
@@ -129,7 +137,7 @@ def attempts(device):
         "/run": partial(touch, "/run/probe"),
         "/proc/sys": partial(open_file, "/proc/sys/kernel/core_pattern", os.O_WRONLY),
         "/sys": partial(open_file, "/sys/block/" + Path(device).name + "/queue/read_ahead_kb", os.O_WRONLY),
-        "cgroups": partial(os.mkdir, "/sys/fs/cgroup/probe"),
+        "cgroups": make_group,
         # What it needs.
         "device": partial(open_file, device, os.O_RDWR),
         "state": partial(touch, "/var/lib/luksrotd/probe"),
@@ -137,7 +145,7 @@ def attempts(device):
         "libcryptsetup's locks": partial(touch, "/run/cryptsetup/probe"),
         "temporary file": partial(touch, "/tmp/probe"),
         "key file in /root": partial(open_file, "/root/probe.key", os.O_RDONLY),
-        "seccomp": partial(seccomp_is_there),
+        "seccomp": seccomp_is_there,
     }
 
 
