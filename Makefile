@@ -116,7 +116,7 @@ build/man/%: docs/man/%.scd
 	@mkdir -p $(@D)
 	scdoc <$< >$@
 
-# Of the last commit.
+# Of the tree as it is, but for what git ignores.
 deb:
 	@$(DEPS) package
 	packaging/build-deb
