@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs in the place of a service, inside its sandbox, and tries what nobody should be able to do there, and what must go.
+"""Runs in the place of a service, inside its sandbox; tries what nobody should be able to do there, and what must go.
 
-``python3 probe.py DEVICE``: prints one line of JSON, what was tried → ``done`` or the name of the error.  What the worker
-can do is tried by a child that has been confined as the worker is.
+``python3 probe.py DEVICE``: prints one line of JSON, what was tried → ``done`` or the name of the error.  What a worker
+can do is tried by a child that has been confined as a worker is.
 """
 
 import ctypes
@@ -10,20 +10,17 @@ import errno
 import json
 import mmap
 import os
-import shutil
 import signal
 import socket
-import subprocess
 import sys
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from luksrotd.worker.confine import confine
 
-MS_BIND, CLONE_NEWNET, CLONE_NEWUSER, CLONE_NEWNS = 4096, 0x40000000, 0x10000000, 0x00020000
+MS_BIND, CLONE_NEWNET, CLONE_NEWUSER, CLONE_NEWNS = 0x1000, 0x40000000, 0x10000000, 0x00020000
 SYS_ADD_KEY, SYS_FINIT_MODULE, SYS_SECCOMP = 248, 313, 317  # of x86-64
-PR_SET_SECCOMP, SECCOMP_GET_ACTION_AVAIL, SECCOMP_RET_ALLOW = 22, 2, 0x7FFF0000
+SECCOMP_GET_ACTION_AVAIL, SECCOMP_RET_ALLOW = 2, 0x7FFF0000
 PTRACE_SEIZE = 0x4206
 AF_ALG, AF_PACKET = 38, 17
 libc = ctypes.CDLL(None, use_errno=True)
@@ -52,7 +49,7 @@ def in_child(attempt):
         os.write(writer, json.dumps(attempt()).encode())
         os._exit(0)
     os.close(writer)
-    with open(reader, "rb") as told:
+    with os.fdopen(reader, "rb") as told:
         text = told.read()
     os.waitpid(pid, 0)
     return json.loads(text) if text else "ended"
@@ -71,16 +68,6 @@ def open_file(path, flags):
     os.close(os.open(path, flags))
 
 
-def run_copy():
-    """Run a program that lies where the service can write."""
-    copy = shutil.copy("/usr/bin/true", "/run/luksrotd/probe")
-    os.chmod(copy, 0o700)
-    try:
-        subprocess.run([copy], check=True)
-    finally:
-        os.unlink(copy)
-
-
 def mount(source, kind, flags):
     call("mount", source, b"/run/luksrotd", kind, flags, None)
     call("umount2", b"/run/luksrotd", 0)
@@ -88,12 +75,12 @@ def mount(source, kind, flags):
 
 def make_node():
     os.mknod("/run/luksrotd/node", 0o020600, os.makedev(1, 1))
-    os.unlink("/run/luksrotd/node")
+    Path("/run/luksrotd/node").unlink()
 
 
 def make_group():
-    os.mkdir("/sys/fs/cgroup/probe")
-    os.rmdir("/sys/fs/cgroup/probe")
+    Path("/sys/fs/cgroup/probe").mkdir()
+    Path("/sys/fs/cgroup/probe").rmdir()
 
 
 SOCKETS = {
@@ -122,7 +109,6 @@ def attempts(device):
         "real time": partial(os.sched_setscheduler, 0, os.SCHED_FIFO, os.sched_param(1)),
         "host name": partial(socket.sethostname, "probe"),
         "chown": partial(os.chown, "/run/luksrotd", 0, 0),
-        "new program": run_copy,
         "writable code": lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_WRITE | mmap.PROT_EXEC).close(),
         "node": make_node,
         "/dev/mem": partial(open_file, "/dev/mem", os.O_RDONLY),
@@ -159,7 +145,7 @@ def worker_attempts(device, parent):
     return SOCKETS | {
         "read device": partial(open_file, device, os.O_RDONLY),
         "write device": partial(open_file, device, os.O_RDWR),
-        "device by its number": partial(os.mknod, "/tmp/probe", 0o060600, os.stat(device).st_rdev),
+        "device by its number": partial(os.mknod, "/tmp/probe", 0o060600, Path(device).stat().st_rdev),
         "key file": partial(open_file, "/root/probe.key", os.O_RDONLY),
         "state": partial(os.listdir, "/var/lib/luksrotd"),
         "locks": partial(os.listdir, "/run/luksrotd"),
@@ -178,12 +164,10 @@ def as_worker(device):
 
 def main(device):
     found = {what: in_child(partial(outcome, attempt)) for what, attempt in attempts(device).items()}
-    with suppress(OSError):
-        os.umask(0o077)
     interfaces = sorted(name for _, name in socket.if_nameindex()) if found["socket AF_NETLINK"] == "done" else None
-    network = os.readlink("/proc/self/ns/net")
+    network = str(Path("/proc/self/ns/net").readlink())
     worker = in_child(partial(as_worker, device))
-    print(json.dumps({"service": found, "worker": worker, "interfaces": interfaces, "network": network}))
+    print(json.dumps({"service": found, "worker": worker, "interfaces": interfaces, "network": network}))  # noqa: T201 - what it is for
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 from luksrotd.service.jobs import Kind
 from tests.beds import roots
 from tests.beds.container import Container
+from tests.beds.waiting import until
 from tests.support import makeimage
 from tests.support.kernel import LoopDevice
 
@@ -21,14 +22,14 @@ GIB = ("--pbkdf=argon2id", "--pbkdf-memory=1048576", "--pbkdf-force-iterations=4
 IMAGE = "/srv/images/vault.img"
 
 #: What each service must be able to do, of what the probe tries; everything else must be refused.
-NEEDED = {"new program", "device", "state", "locks", "libcryptsetup's locks", "temporary file", "seccomp", "socket AF_UNIX"}
+NEEDED = {"device", "state", "locks", "libcryptsetup's locks", "temporary file", "seccomp", "socket AF_UNIX"}
 ALLOWED = {
     DAEMON: NEEDED | {"socket AF_NETLINK", "key file in /root"},
     BOOT: NEEDED,
     ONE: NEEDED | {"key file in /root"},
 }
 #: Refused without any sandbox, too, by the kernel that the containers share or by the container.
-IMPOSSIBLE = {"socket AF_ALG", "module", "real time"}
+IMPOSSIBLE = {"socket AF_ALG", "module", "/dev/mem"}
 #: What says nothing: the probe has not come to what it was to try.
 SILENT = {"ENOENT", "ended"}
 
@@ -63,7 +64,9 @@ def box(release, disk):
 def probed(box, unit, disk):
     """What the probe says in the place of the unit's program."""
     text = re.sub(
-        r"(?m)^(Type|BusName|Sockets|Exec(?:Start|StartPre|Reload)|Restart\w*|WatchdogSec)=.*\n", "", box.run("cat", f"{UNITS}/{unit}").stdout
+        r"(?m)^(Type|BusName|Sockets|Exec(?:Start|StartPre|Reload)|Restart\w*|WatchdogSec)=.*\n",
+        "",
+        box.run("cat", f"{UNITS}/{unit}").stdout,
     )
     text = text.replace("[Service]", f"[Service]\nType=oneshot\nExecStart=python3 /opt/probe.py {disk}")
     text = text.replace("[Service]", "[Service]\nStandardOutput=truncate:/run/probe.json")
@@ -105,3 +108,160 @@ def test_the_daemon_has_a_network_namespace_without_a_network(box, disk):
     told = probed(box, DAEMON, disk)
     assert told["interfaces"] == ["lo"]
     assert told["network"] != box.run("readlink", "/proc/1/ns/net").stdout.strip()
+
+
+def ctl(box, *arguments):
+    """luksrotctl, through the daemon; what it printed."""
+    return box.run("luksrotctl", *arguments).stdout
+
+
+def on_bus(box, disk, method, signature, *arguments):
+    """A method of the volume's object, by busctl."""
+    asked = ("org.luksrotd1", "/org/luksrotd1", "org.luksrotd1.Manager", "GetDevice", "sa{sv}", disk, "0")
+    path = json.loads(box.run("busctl", "--json=short", "call", *asked).stdout)["data"][0]
+    said = box.run(
+        "busctl", "--json=short", "call", "org.luksrotd1", path, "org.luksrotd1.Device", method, signature, *arguments
+    )
+    return json.loads(said.stdout)["data"]
+
+
+#: A transaction of two tokens, on one connection.
+TRANSACTION = """
+import asyncio, sys
+from dbus_next import BusType, Variant
+from dbus_next.aio import MessageBus
+
+async def main():
+    bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
+    async def proxy(path, name):
+        interface = "org.luksrotd1." + name
+        seen = await bus.introspect("org.luksrotd1", path)
+        return bus.get_proxy_object("org.luksrotd1", path, seen).get_interface(interface)
+    manager = await proxy("/org/luksrotd1", "Manager")
+    device = await proxy(await manager.call_get_device(sys.argv[1], {}), "Device")
+    transaction = await proxy(await device.call_begin_transaction({}), "Transaction")
+    await transaction.call_set_token(-1, '{"type": "probe", "keyslots": []}', {})
+    job = await proxy(await transaction.call_commit({}), "Job")
+    while await job.get_state() not in ("finished", "failed", "cancelled"):
+        await asyncio.sleep(0.02)
+    print(await job.get_state())
+
+asyncio.run(main())
+"""
+
+
+def test_every_verb_works_in_the_sandbox(box, disk):
+    unlock, first, second, third = (
+        "--key-file=/root/old",
+        "--key-file=/root/1",
+        "--key-file=/root/2",
+        "--key-file=/root/3",
+    )
+    ctl(box, "enroll", disk, unlock, "--generate", "--output=/root/1", "--data={}", *FAST)
+    ctl(box, "verify", disk, first)
+    # A gibibyte, as libcryptsetup chooses where there is no configuration.
+    ctl(box, "rotate", disk, first, "--generate", "--output=/root/2", *GIB)
+    ctl(box, "stage", disk, second, "--generate", "--output=/root/3", *FAST)
+    ctl(box, "abort", disk)
+    box.run("rm", "/root/3")
+    ctl(box, "stage", disk, second, "--generate", "--output=/root/3", *FAST)
+    ctl(box, "finish", disk)
+    ctl(box, "set-data", disk, '--data={"vault": 7}')
+    ctl(box, "adopt", disk, "--name=other", "--keyslot=0", unlock)
+    ctl(box, "release", disk, "--name=other")
+    shown = json.loads(ctl(box, "--json", "show", disk))
+    box.run("cryptsetup", "token", "remove", "--token-id", str(shown["keys"][0]["token"]), disk)
+    ctl(box, "recreate", disk, third)
+    ctl(box, "scrub", disk)
+    ctl(box, "reconcile", disk)
+    assert box.run("python3", "-", disk, input=TRANSACTION).stdout == "finished\n"
+    ctl(box, "remove", disk, unlock)
+    assert json.loads(ctl(box, "--json", "show", disk))["keys"] == []
+    recorded = {record.get("kind") for record in json.loads(ctl(box, "--json", "history", disk))["records"]}
+    assert recorded >= {kind.value for kind in Kind} - {Kind.VERIFY, Kind.RECONCILE}
+    assert "cannot" not in box.journal(DAEMON)
+
+
+def test_what_the_daemon_reads_itself(box, disk):
+    """A key file of root's, and the credential that needs no drop-in."""
+    store = "/etc/credstore.encrypted"
+    box.run("mkdir", "-p", store)
+    box.run(
+        "systemd-creds", "encrypt", "--with-key=host", "--name=luksrotd.unlock", "/root/old", f"{store}/luksrotd.unlock"
+    )
+    box.run("systemctl", "restart", DAEMON)
+    box.put("/root/backup", "the backup key", mode=0o600)
+    ctl(box, "enroll", disk, "--key-file=/root/old", "--new-keyfile=/root/backup", "--name=file", *FAST)
+    verify = ("VerifyKey", "sa{sv}a{sv}", "file", "1")
+    assert on_bus(box, disk, *verify, "keyfile", "s", "/root/backup", "0") == [True]
+    assert on_bus(box, disk, *verify, "credential", "s", "luksrotd.unlock", "0") == [False]
+
+
+def test_an_image_can_be_changed_where_a_drop_in_says_so(box):
+    box.run("mkdir", "-p", str(Path(IMAGE).parent), "/etc/luksrotd/luksrotd.conf.d")
+    box.run("truncate", "--size=20M", IMAGE)
+    box.run("cryptsetup", "luksFormat", "--batch-mode", *FAST, IMAGE, "/root/old")
+    box.put("/etc/luksrotd/luksrotd.conf.d/image.conf", f"[Volume]\nPath={IMAGE}\n")
+    box.run("systemctl", "restart", DAEMON)
+    enroll = ("luksrotctl", "enroll", IMAGE, "--key-file=/root/old", "--new-keyfile=/root/old2", *FAST)
+    box.put("/root/old2", "another key", mode=0o600)
+    refused = box.run(*enroll, check=False)
+    assert refused.returncode == 1
+    assert "Read-only file system" in refused.stderr
+    box.put(DROP_IN, f"[Service]\nReadWritePaths={Path(IMAGE).parent}\n")
+    box.run("systemctl", "daemon-reload")
+    box.run("systemctl", "restart", DAEMON)
+    box.run(*enroll)
+
+
+def test_a_device_that_comes_is_seen_without_a_network(box, disk):
+    """By the socket of luksrotd-udev.socket; its events say that somebody else has written."""
+    before = json.loads(ctl(box, "--json", "show", disk))["seqid"]
+    box.put("/root/token", '{"type": "foreign", "keyslots": []}')
+    box.run("cryptsetup", "token", "import", "--json-file=/root/token", disk)
+
+    def seqid():
+        uuid = json.loads(ctl(box, "--json", "show", disk))["uuid"].replace("-", "_")
+        shown = box.run(
+            "busctl",
+            "--json=short",
+            "get-property",
+            "org.luksrotd1",
+            f"/org/luksrotd1/device/{uuid}",
+            "org.luksrotd1.Device",
+            "Generation",
+        )
+        return json.loads(shown.stdout)["data"]
+
+    until(lambda: seqid() > before, "the daemon has seen what cryptsetup has done")
+
+
+def test_a_worker_at_work_is_confined(box, disk):
+    """A real one, while it derives a key: whose it is, what it may do, and what it has open."""
+    box.put("/root/slow", "a slow key", mode=0o600)
+    slow = ("--pbkdf=pbkdf2", "--pbkdf-force-iterations=500000000")
+    running = box.popen(
+        "luksrotctl", "enroll", disk, "--key-file=/root/old", "--new-keyfile=/root/slow", "--name=slow", *slow
+    )
+    found = {}
+
+    def deriving():
+        pids = box.run("pgrep", "-u", "luksrotd-worker", check=False).stdout.split()
+        if not pids:
+            return False
+        status = box.run("cat", f"/proc/{pids[0]}/status").stdout
+        found.update(dict(line.split(":", 1) for line in status.splitlines()))
+        found["files"] = box.run("ls", "-l", f"/proc/{pids[0]}/fd").stdout
+        return found["NoNewPrivs"].strip() == "1"
+
+    try:
+        until(deriving, "a worker derives")
+    finally:
+        running.terminate()
+        running.wait()
+    assert "0" not in found["Uid"].split() + found["Gid"].split()
+    assert {int(found[name], 16) for name in ("CapPrm", "CapEff", "CapBnd", "CapAmb")} <= {0, 0xE0}
+    assert int(found["CapEff"], 16) == int(found["CapPrm"], 16) == 0
+    assert found["Seccomp"].strip() == "2"
+    assert "/dev/loop" not in found["files"]
+    until(lambda: not box.run("pgrep", "-u", "luksrotd-worker", check=False).stdout, "the worker has been killed")
