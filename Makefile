@@ -19,7 +19,7 @@ LOCKED = --require-hashes --no-build-isolation
 
 MAN_PAGES = $(patsubst docs/man/%.scd,build/man/%,$(wildcard docs/man/*.scd))
 
-.PHONY: help deps venv venv-dev venv-fuzz demo test test-trixie fuzz soak load check crash-table man lock clean
+.PHONY: help deps venv venv-dev venv-fuzz demo test test-trixie fuzz soak load check crash-table man lock clean deb
 .DELETE_ON_ERROR:
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo 'make check   run the formatter, the linters and the type checker'
 	@echo 'make crash-table  examine all crash states, and write docs/crash-states.md'
 	@echo 'make man     build the man pages into build/man'
+	@echo 'make deb     build the Debian package into build/deb'
 	@echo 'make venv    only set up .venv with luksrotd in it'
 	@echo 'make lock    renew packaging/*.lock'
 	@echo 'make clean   remove what was built'
@@ -114,6 +115,11 @@ docs/man/org.luksrotd1.5.scd: $(wildcard dbus/*.xml) packaging/dbus_doc.py luksr
 build/man/%: docs/man/%.scd
 	@mkdir -p $(@D)
 	scdoc <$< >$@
+
+# Of the tree as it is, but for what git ignores.
+deb:
+	@$(DEPS) package
+	packaging/build-deb
 
 # Versions move only here.  Each lock starts from nothing; the later ones are held to the earlier ones' versions.
 lock: deps

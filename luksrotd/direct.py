@@ -34,11 +34,15 @@ from luksrotd.luks2.pair import read_pair
 from luksrotd.names import ATOMIC, STEPWISE
 from luksrotd.ports import DeviceLocks, DeviceRef, Host, Journal, KeyslotEngine, Query
 from luksrotd.rotation.sets import SetStatus
+from luksrotd.service import planning
 from luksrotd.service.headers import Headers
 from luksrotd.service.history import Chronicle
+from luksrotd.service.jobs import Kind
+from luksrotd.service.planning import Planned
 from luksrotd.service.sets import VolumeSets
 from luksrotd.service.setwork import SetRequest, SetResult
 from luksrotd.service.stepwise import StepwiseVolumes
+from luksrotd.service.verbs import Wanted
 from luksrotd.service.volume import Hold, Volumes
 
 #: What its callers need of the use cases themselves.
@@ -96,6 +100,13 @@ def volumes(engine: str = ATOMIC) -> Volumes:
 def sets() -> VolumeSets:
     """The use cases on sets of volumes, for the same."""
     return VolumeSets(caller_host(CLIENT))
+
+
+async def plan(volumes: Volumes, ref: DeviceRef, verb: str, name: str) -> Planned:
+    """What a verb would do (``service.planning``); raises what it would raise before it needs a secret."""
+    kind, wanted = Kind(verb), Wanted(name)
+    seen, change = await volumes.plan(ref, lambda view, now: planning.decide(kind, wanted, view, now))
+    return planning.of_change(kind, wanted, seen, change)
 
 
 async def history(uuid: str, since: int, limit: int) -> Sequence[Mapping[str, str]]:

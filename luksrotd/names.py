@@ -84,6 +84,7 @@ def system_action(action: str) -> str:
 # Processes and directories
 WORKER_USER: Final = "luksrotd-worker"
 WORKER_FALLBACK_USER: Final = "nobody"
+TPM_DEVICE: Final = "/dev/tpmrm0"
 RUNTIME_DIRECTORY: Final = "/run/luksrotd"
 STATE_DIRECTORY: Final = "/var/lib/luksrotd"
 CONFIG_FILE: Final = "/etc/luksrotd/luksrotd.conf"

@@ -226,7 +226,7 @@ dictionary, is its D-Bus type.
 TAIL = """
 # SEE ALSO
 
-*luksrotd*(8), *luksrotctl*(1), *busctl*(1), *gdbus*(1), *polkit*(8)
+*luksrotd*(8), *luksrotctl*(1), *luksrotd.conf*(5), *luksrotd-token*(7), *busctl*(1), *gdbus*(1), *polkit*(8)
 """
 HEADINGS = {"method": "Methods", "signal": "Signals", "property": "Properties"}
 #: What a property tells when it changes, beside its value.

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""All tests but those of installed systems, in two runs of pytest side by side: those that compute, and those that wait for real parts.
+"""All tests but those of installed systems, in two runs of pytest side by side.
+
+The one has those that compute, the other those that wait for real parts.
 
     python -m tests
 

@@ -2,8 +2,8 @@
 """Builds the extension module ``luksrotd.cryptsetup._ffi`` (cffi, API mode): for build time only.
 
 The build backend takes ``ffibuilder`` or ``build``; ``python luksrotd/cryptsetup/ffi_build.py`` puts the module beside
-this file, for work in the source tree.  The declarations are written by hand from libcryptsetup.h and the man pages;
-the C compiler checks them against the headers.
+this file, for work in the source tree.  The declarations are written by hand from the headers and the man pages; the C
+compiler checks them against the headers.
 """
 
 import os
@@ -17,6 +17,7 @@ from cffi import FFI
 
 #: Every supported Python has the stable ABI that cffi's C code keeps to.
 MODULE_FILE = "_ffi.abi3.so"
+LIBRARIES = ["cryptsetup", "seccomp"]
 
 LIBCRYPTSETUP = """
 #define CRYPT_ANY_SLOT ...
@@ -112,17 +113,71 @@ int unshare(int flags);
 ssize_t getrandom(void *buffer, size_t length, unsigned int flags);
 """
 
+#: libseccomp (>= 2.5) for the filter of system calls, and Landlock, for which the C library has no functions.
+SANDBOX = """
+#define LUKSROTD_ACT_ENOSYS ...
+#define SCMP_ACT_ALLOW ...
+#define SCMP_ACT_KILL_PROCESS ...
+#define SCMP_FLTATR_ACT_BADARCH ...
+#define SCMP_CMP_MASKED_EQ ...
+#define SCMP_ARCH_S390 ...
+#define SCMP_ARCH_S390X ...
+#define __NR_SCMP_ERROR ...
+
+struct scmp_arg_cmp {
+    unsigned int arg;
+    int op;
+    uint64_t datum_a;
+    uint64_t datum_b;
+    ...;
+};
+
+uint32_t seccomp_arch_native(void);
+void *seccomp_init(uint32_t action);
+void seccomp_release(void *filter);
+int seccomp_attr_set(void *filter, int attribute, uint32_t value);
+int seccomp_syscall_resolve_name(const char *name);
+int seccomp_rule_add_array(void *filter, uint32_t action, int call, unsigned int count,
+                           const struct scmp_arg_cmp *conditions);
+int seccomp_load(void *filter);
+
+#define LANDLOCK_CREATE_RULESET_VERSION ...
+#define LANDLOCK_RULE_PATH_BENEATH ...
+#define SYS_landlock_create_ruleset ...
+#define SYS_landlock_add_rule ...
+#define SYS_landlock_restrict_self ...
+
+struct landlock_ruleset_attr {
+    uint64_t handled_access_fs;
+    ...;
+};
+struct landlock_path_beneath_attr {
+    uint64_t allowed_access;
+    int32_t parent_fd;
+    ...;
+};
+
+long syscall(long number, ...);
+"""
+
 SOURCE = """
+#include <errno.h>
+#include <linux/landlock.h>
 #include <sched.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #include <libcryptsetup.h>
+#include <seccomp.h>
+
+#define LUKSROTD_ACT_ENOSYS SCMP_ACT_ERRNO(ENOSYS)
 """
 
 ffibuilder = FFI()
-ffibuilder.cdef(LIBCRYPTSETUP + LINUX)
+ffibuilder.cdef(LIBCRYPTSETUP + LINUX + SANDBOX)
 # Python.h comes before SOURCE and defines _GNU_SOURCE.
-ffibuilder.set_source("luksrotd.cryptsetup._ffi", SOURCE, libraries=["cryptsetup"])
+ffibuilder.set_source("luksrotd.cryptsetup._ffi", SOURCE, libraries=LIBRARIES)
 
 
 def build(directory: Path) -> Path:
@@ -139,7 +194,8 @@ def build(directory: Path) -> Path:
         built = Path(scratch, MODULE_FILE)
         include = f"-I{sysconfig.get_path('include')}"
         options = ["-O2", "-fPIC", "-shared", include, *flags["CPPFLAGS"], *flags["CFLAGS"], *flags["LDFLAGS"]]
-        command = [*compiler, *options, str(source), "-lcryptsetup", "-o", str(built)]
+        libraries = [f"-l{name}" for name in LIBRARIES]
+        command = [*compiler, *options, str(source), *libraries, "-o", str(built)]
         subprocess.run(command, check=True)
         # Not in place: a process that has the old module mapped must keep its old file.
         staged = target.with_suffix(".new")

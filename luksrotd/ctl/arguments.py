@@ -14,6 +14,9 @@ DEVICE_HELP: Final = "block device, UUID=… or a LUKS UUID; or an image file, t
 #: ``options.token`` for "any".
 ANY_TOKEN: Final = -1
 
+#: What an escrow may take by default: somebody may have to be asked there.
+ESCROW_SECONDS: Final = 600
+
 Run = Callable[[argparse.Namespace], Report]
 Check = Callable[[argparse.Namespace], None]
 
@@ -138,13 +141,24 @@ def _token(text: str) -> int:
     return number
 
 
-def add_new_secret(parser: argparse.ArgumentParser, otherwise: str = "you are asked for it") -> None:
-    """The new key, its data and the cost of guessing it; ``check_new_secret`` goes with it."""
+def add_new_secret(
+    parser: argparse.ArgumentParser, otherwise: str = "you are asked for it", *, escrow: bool = True
+) -> None:
+    """The new key, its data and the cost of guessing it; ``check_new_secret`` goes with it.
+
+    ``escrow``: with --escrow, which ``ctl.escrow`` heeds.
+    """
     group = parser.add_argument_group(f"the new key (without one of these {otherwise})")
     choice = group.add_mutually_exclusive_group()
     choice.add_argument("--new-keyfile", metavar="FILE", help="take it from FILE, or - for standard input")
     choice.add_argument("--generate", action="store_true", help="make one of 256 bits and print it, and nothing else")
     group.add_argument("--output", metavar="FILE", help="with --generate: write it into the new file FILE instead")
+    if escrow:
+        help_escrow = "with --generate: give it to this program first, on its standard input; see luksrotctl(1)"
+        group.add_argument("--escrow", metavar="COMMAND", help=help_escrow)
+        default = ESCROW_SECONDS
+        help_timeout = f"how long that program may take (default: {default})"
+        group.add_argument("--escrow-timeout", type=int, metavar="SECONDS", default=default, help=help_timeout)
     group.add_argument(
         "--data", metavar="JSON|@FILE", help="associated data, a JSON object; without it the old data is kept"
     )
@@ -161,10 +175,22 @@ def check_new_secret(options: argparse.Namespace) -> None:
     """Options that do not go together; raises ``InvalidRequest``."""
     if options.output is not None and not options.generate:
         raise InvalidRequest("cannot use --output without --generate")
-    if options.generate and options.json and options.output is None:
+    escrow = getattr(options, "escrow", None)
+    if escrow is not None:
+        _check_escrow(options)
+    if options.generate and options.json and options.output is None and escrow is None:
         raise InvalidRequest("cannot print a key and JSON on one standard output: give --output FILE")
     if options.key_file == "-" and options.new_keyfile == "-":
         raise InvalidRequest("cannot read two keys from standard input: give a file for one of them")
+
+
+def _check_escrow(options: argparse.Namespace) -> None:
+    if not options.generate or options.output is not None:
+        raise InvalidRequest("cannot use --escrow without --generate, or with --output: the key goes there alone")
+    if options.escrow_timeout < 1:
+        raise InvalidRequest("cannot use --escrow-timeout: it takes a number of seconds from 1 on")
+    if len(getattr(options, "devices", ())) > 1 or getattr(options, "set", None) is not None:
+        raise InvalidRequest("cannot use --escrow with a set of devices: it takes exactly one")
 
 
 def add_if_generation(parser: argparse.ArgumentParser) -> None:

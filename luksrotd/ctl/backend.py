@@ -37,7 +37,8 @@ def call(options: argparse.Namespace, work: Operation[T]) -> T:
 def change(options: argparse.Namespace, request: KeyRequest) -> Report:
     """Change a key of the one volume that the options name; the report."""
 
-    request = replace(request, if_generation=options.if_generation)
+    if request.if_generation is None:
+        request = replace(request, if_generation=options.if_generation)
 
     async def work(backend: Backend) -> Report:
         with shown() as progress:

@@ -10,6 +10,7 @@ from dbus_next.signature import Variant
 
 from luksrotd.ctl import model
 from luksrotd.ctl.connection import error_of
+from luksrotd.ctl.differences import new_generation
 from luksrotd.errors import InvalidRequest, Outcome
 from luksrotd.rotation.edits import Pbkdf
 
@@ -155,6 +156,12 @@ def difference(one: Sequence[Any]) -> model.Difference:
     """What becomes of one object of a volume."""
     what, name, how, before, after = one
     return model.Difference(what, name, how, values(before), values(after))
+
+
+def planned(body: Sequence[Any], name: str) -> model.Planned:
+    """The generation that key ``name`` would have."""
+    seqid, differences = body
+    return model.Planned(seqid, new_generation(map(difference, differences), name))
 
 
 def key_change(result: Mapping[str, Any]) -> model.KeyChange:

@@ -17,6 +17,12 @@ _DONE: Final[Mapping[str, str]] = {
 }
 
 
+def new_generation(differences: Iterable[Difference], name: str) -> int:
+    """The generation that the newest key ``name`` will have; raises ``ValueError`` where none comes."""
+    tokens = (one.after for one in differences if one.what == "token" and one.after.get("name") == name)
+    return max(int(token["generation"]) for token in tokens)
+
+
 def lines(differences: Iterable[Difference]) -> Iterator[str]:
     """One line for each of them."""
     for one in differences:

@@ -91,7 +91,7 @@ def _add_recreate(parser: argparse.ArgumentParser) -> None:
     )
     add_credential(parser, "the key itself; with a new key: any key of the volume")
     parser.add_argument("--volume-key-file", metavar="FILE", help="in place of --key-file: the volume key")
-    add_new_secret(parser, "--key-file is the key itself")
+    add_new_secret(parser, "--key-file is the key itself", escrow=False)
 
 
 def _check_recreate(options: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from luksrotd import direct
 from luksrotd.ctl import model, secrets
+from luksrotd.ctl.differences import new_generation
 from luksrotd.ctl.naming import uuid_of
 from luksrotd.errors import DeviceError, InvalidRequest, LockError, NotAuthorized, Outcome
 from luksrotd.names import ATOMIC
@@ -102,6 +103,15 @@ class Local:
                 case _:
                     raise InvalidRequest(f"cannot {request.verb} a key")
         return _changed_key(done)
+
+    async def plan(self, device: model.Device, verb: str, name: str) -> model.Planned:
+        """See ``model.Backend``."""
+        with permissions():
+            planned = await direct.plan(self.volumes, ref_of(device), verb, name)
+        differences = [
+            model.Difference(one.what, one.name, one.how, one.before, one.after) for one in planned.differences
+        ]
+        return model.Planned(planned.seqid, new_generation(differences, name))
 
     async def change_set(
         self, devices: Sequence[model.Device], request: model.KeyRequest, progress: model.Progress

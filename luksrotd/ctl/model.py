@@ -144,6 +144,14 @@ class KeyRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Planned:
+    """What a verb would make of a key, on a header that is at sequence number ``seqid``."""
+
+    seqid: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class KeyChange:
     """What became of a key; generation 0 and no keyslot: it is not managed any more."""
 
@@ -226,6 +234,9 @@ class Backend(Protocol):
 
     async def change(self, device: Device, request: KeyRequest, progress: Progress) -> KeyChange:
         """Change a managed key of one volume."""
+
+    async def plan(self, device: Device, verb: str, name: str) -> Planned:
+        """What enroll, rotate or stage would do; raises the refusal that it would meet, as far as the header tells."""
 
     async def change_set(self, devices: Sequence[Device], request: KeyRequest, progress: Progress) -> SetChange:
         """Stage, finish or abort the same key on a set of volumes.

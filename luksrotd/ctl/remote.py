@@ -68,6 +68,13 @@ class Remote:
         with understood(Outcome.COMMITTED):
             return calls.key_change(result)
 
+    async def plan(self, device: model.Device, verb: str, name: str) -> model.Planned:
+        """See ``model.Backend``."""
+        path = await self._object(device)
+        reply = await self._bus.call(path, (names.DEVICE_INTERFACE, "Plan"), "ssa{sv}", [verb, name, {}])
+        with understood():
+            return calls.planned(reply.body, name)
+
     async def change_set(
         self, devices: Sequence[model.Device], request: model.KeyRequest, progress: model.Progress
     ) -> model.SetChange:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from luksrotd import names
 from luksrotd.ctl import differences
+from luksrotd.ctl.age import NotDue
 from luksrotd.ctl.exits import Exit, status_of
 from luksrotd.ctl.model import Finding, Key, KeyChange, Reconciled, Volume
 from luksrotd.errors import LuksrotdError, Outcome
@@ -136,6 +137,18 @@ def changed(verb: str, device: str, change: KeyChange, output: str | None, *, to
         text.append(f"the new key is in {output}")
         document["output"] = output
     return Report(Exit.DONE, document, text, to_stderr=to_stderr)
+
+
+def left_alone(device: str, found: NotDue) -> Report:
+    """The report of ``rotate --older-than`` where there is nothing to be done yet."""
+    key = found.key
+    document = {"device": device, "name": key.name, "generation": key.generation, "keyslot": key.keyslot}
+    document |= {"rotated_at": key.rotated_at, "due_at": found.due_at, "outcome": str(Outcome.UNCHANGED)}
+    text = [f"key {key.name} of {device} is not due: rotated at {key.rotated_at}, due at {found.due_at}"]
+    if found.warning:
+        document["warning"] = found.warning
+        text.append(f"warning: {found.warning}")
+    return Report(Exit.DONE, document, text)
 
 
 def verified(device: str, name: str, *, matches: bool) -> Report:

@@ -13,7 +13,7 @@ from luksrotd.ctl.arguments import ANY_TOKEN
 from luksrotd.ctl.delivery import ToFile, ToStdout
 from luksrotd.ctl.model import Credential, Device, KeyRequest, Token
 from luksrotd.errors import InvalidRequest
-from luksrotd.rotation.edits import Pbkdf
+from luksrotd.rotation.edits import PBKDF_FOR_RANDOM_KEYS, Pbkdf
 
 #: Bytes; associated data has to fit into the 12 KiB or so of a token's metadata area.
 DATA_LIMIT: Final = 1024 * 1024
@@ -39,7 +39,8 @@ def devices(options: argparse.Namespace) -> list[Device]:
 
 def prints_key(options: argparse.Namespace) -> bool:
     """Whether standard output belongs to a generated key."""
-    return bool(getattr(options, "generate", False)) and options.output is None
+    generates = bool(getattr(options, "generate", False))
+    return generates and options.output is None and getattr(options, "escrow", None) is None
 
 
 @contextmanager
@@ -79,7 +80,10 @@ def key_request(options: argparse.Namespace, key_file: str | None = None) -> Ite
         opened = credential(options, prompt) if key_file is None else secrets.opened(key_file, prompt)
         unlock = stack.enter_context(opened)
         new: int | ToFile | ToStdout
-        if not options.generate:
+        if getattr(options, "escrow", None) is not None:
+            new = stack.enter_context(secrets.generated())
+            cost = cost or PBKDF_FOR_RANDOM_KEYS
+        elif not options.generate:
             prompt = f"New key {options.name} of {target(options)}"
             new = stack.enter_context(secrets.opened(options.new_keyfile, prompt, confirm=True))
         elif options.output is not None:

@@ -16,6 +16,7 @@ from io import FileIO
 from typing import Final
 
 from luksrotd.errors import InvalidRequest, SecretRejected
+from luksrotd.secret import FORMATTED_LENGTH, RANDOM_BYTES, write_recovery_key
 
 STDIN: Final = "-"
 #: Bytes; as much as the worker takes (``ports.SecretFd``), and cryptsetup from a key file.
@@ -24,6 +25,7 @@ LIMIT: Final = 8 * 1024 * 1024
 TYPED_LIMIT: Final = 512
 
 _TERMINAL: Final = "/dev/tty"
+_RANDOM: Final = "/dev/urandom"
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _CHUNK: Final = 65536
 _LOCAL_MODES: Final = 3
@@ -69,6 +71,23 @@ def memfd() -> Iterator[int]:
         os.close(fd)
 
 
+@contextmanager
+def generated() -> Iterator[int]:
+    """A sealed memfd with a new key of 256 bits."""
+    random, text = bytearray(RANDOM_BYTES), bytearray(FORMATTED_LENGTH)
+    with memfd() as fd, FileIO(fd, "w", closefd=False) as target:
+        try:
+            _fill_randomly(random)
+            with memoryview(random) as source, memoryview(text) as view:
+                write_recovery_key(source, view)
+            target.write(text)
+        finally:
+            wipe(random)
+            wipe(text)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        yield fd
+
+
 def read(fd: int) -> bytearray:
     """What a memfd holds, from its start; the caller zeroes it."""
     secret = bytearray(os.fstat(fd).st_size)
@@ -79,6 +98,18 @@ def read(fd: int) -> bytearray:
 def wipe(buffer: bytearray) -> None:
     """Zero it, in place."""
     buffer[:] = bytes(len(buffer))
+
+
+def _fill_randomly(buffer: bytearray) -> None:
+    """In place: what ``os.getrandom`` returns could not be zeroed."""
+    os.getrandom(1)  # waits for the kernel's generator to be seeded, as the device does not
+    try:
+        with FileIO(_RANDOM, "r") as device, memoryview(buffer) as view:
+            done = 0
+            while done < len(buffer):
+                done += device.readinto(view[done:]) or 0
+    except OSError as error:
+        raise SecretRejected(f"cannot make a key: {error.strerror}") from error
 
 
 def _open(key_file: str) -> int:

@@ -19,6 +19,7 @@ from luksrotd.ctl.arguments import (
 )
 from luksrotd.ctl.backend import call, change
 from luksrotd.ctl.model import Backend, KeyRequest
+from luksrotd.ctl.newkey import change_key
 from luksrotd.ctl.progress import shown
 from luksrotd.ctl.report import Report
 from luksrotd.ctl.request import devices, key_request, prints_key, seconds
@@ -116,9 +117,11 @@ def _check_end(options: argparse.Namespace) -> None:
 
 def _stage(options: argparse.Namespace) -> Report:
     expires = None if options.expires is None else seconds(options.expires)
+    more = {"expires": expires, "set": options.set, "keep": options.keep}
+    if _is_alone(options):
+        return change_key(options, **more)
     with key_request(options) as request:
-        wanted = replace(request, expires=expires, set=options.set, keep=options.keep)
-        return change(options, wanted) if _is_alone(options) else _change_set(options, wanted)
+        return _change_set(options, replace(request, **more))
 
 
 def _end(options: argparse.Namespace) -> Report:

@@ -17,11 +17,12 @@ from luksrotd.ctl.arguments import (
     check_engine,
     check_new_secret,
 )
-from luksrotd.ctl.backend import call, change
+from luksrotd.ctl.backend import call
 from luksrotd.ctl.exits import Exit, status_of, worst
 from luksrotd.ctl.model import Backend, Device, Reconciled
+from luksrotd.ctl.newkey import change_key
 from luksrotd.ctl.report import Failed, Report, listed, reconciled, showed, verified
-from luksrotd.ctl.request import credential, device, key_request
+from luksrotd.ctl.request import credential, device, seconds
 from luksrotd.errors import Cancelled, InvalidRequest, LuksrotdError
 
 T = TypeVar("T")
@@ -51,17 +52,13 @@ def add(verbs: Verbs) -> None:
     verbs.group("managed keys")
     enroll = "luksrotctl enroll /dev/sda2 --generate --output backup.key --data @escrow.json"
     rotate = "luksrotctl rotate /dev/sda2 --key-file backup.key --new-keyfile next.key"
-    for verb in (
-        verbs.add("enroll", _change_key, "give a volume a managed key", enroll, check=_check_change, bus=True),
-        verbs.add(
-            "rotate",
-            _change_key,
-            "replace a managed key by a new one; the old one opens nothing any more",
-            rotate,
-            check=_check_change,
-            bus=True,
-        ),
-    ):
+    given = "give a volume a managed key"
+    enrolled = verbs.add("enroll", change_key, given, enroll, check=_check_change, bus=True)
+    replaced = "replace a managed key by a new one; the old one opens nothing any more"
+    rotated = verbs.add("rotate", change_key, replaced, rotate, check=_check_rotate, bus=True)
+    age = "only if the key is older: 45m, 12h, 90d, 6w; else nothing is done"
+    rotated.add_argument("--older-than", metavar="AGE", help=age)
+    for verb in (enrolled, rotated):
         add_device(verb)
         add_name(verb)
         add_credential(verb, "key that unlocks the volume: any of its keys")
@@ -86,6 +83,12 @@ def add(verbs: Verbs) -> None:
 def _check_change(options: argparse.Namespace) -> None:
     check_new_secret(options)
     check_engine(options)
+
+
+def _check_rotate(options: argparse.Namespace) -> None:
+    _check_change(options)
+    if options.older_than is not None:
+        seconds(options.older_than, "--older-than")
 
 
 def _check_reconcile(options: argparse.Namespace) -> None:
@@ -118,11 +121,6 @@ def _verify(options: argparse.Namespace) -> Report:
             return verified(options.device, options.name, matches=matches)
 
         return call(options, work)
-
-
-def _change_key(options: argparse.Namespace) -> Report:
-    with key_request(options) as request:
-        return change(options, request)
 
 
 def _reconcile(options: argparse.Namespace) -> Report:

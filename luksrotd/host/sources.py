@@ -6,10 +6,11 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from luksrotd import names
 from luksrotd.ports import GenerateInto, SecretFd, SecretSource, TokenSource
 
 #: The only device that a token can be about here; the kernel's resource manager, so that users do not disturb another.
-TPM_DEVICE: Final = "/dev/tpmrm0"
+TPM_DEVICE: Final = names.TPM_DEVICE
 _READ_AND_WRITE: Final = stat.S_IRGRP | stat.S_IWGRP
 
 

@@ -10,13 +10,7 @@ from typing import Final
 from luksrotd.cryptsetup.linux import fill_randomly
 from luksrotd.cryptsetup.memory import SafeMemory
 from luksrotd.errors import EngineError, SecretRejected
-
-#: systemd's recovery-key format: 256 bit in modhex, in groups of four bytes with dashes between them
-#: (systemd-cryptenroll(1) ``--recovery-key``, src/shared/recovery-key.h).
-MODHEX: Final = b"cbdefghijklnrtuv"
-RANDOM_BYTES: Final = 32
-GROUP_BYTES: Final = 4
-FORMATTED_LENGTH: Final = 2 * RANDOM_BYTES + RANDOM_BYTES // GROUP_BYTES - 1
+from luksrotd.secret import FORMATTED_LENGTH, RANDOM_BYTES, write_recovery_key
 
 FIRST_READ: Final = 4096
 
@@ -54,7 +48,7 @@ def generate_into(fd: int) -> SafeMemory:
     memory = SafeMemory(FORMATTED_LENGTH)
     with SafeMemory(RANDOM_BYTES) as random:
         fill_randomly(random)
-        format_recovery_key(random, memory)
+        write_recovery_key(random.view().cast("B"), memory.view().cast("B"))
     try:
         done = 0
         while done < memory.size:
@@ -63,19 +57,6 @@ def generate_into(fd: int) -> SafeMemory:
         memory.close()
         raise EngineError(f"cannot hand back the generated secret: {error.strerror}") from error
     return memory
-
-
-def format_recovery_key(random: SafeMemory, text: SafeMemory) -> None:
-    """Write ``RANDOM_BYTES`` bytes as ``FORMATTED_LENGTH`` characters; no Python object ever holds more than one."""
-    source, target = random.view(), text.view().cast("B")
-    position = 0
-    for index, byte in enumerate(source.cast("B")):
-        if index and index % GROUP_BYTES == 0:
-            target[position] = ord("-")
-            position += 1
-        target[position] = MODHEX[byte >> 4]
-        target[position + 1] = MODHEX[byte & 0xF]
-        position += 2
 
 
 def _read_all(fd: int, limit: int, deadline: float, memory: SafeMemory) -> int:

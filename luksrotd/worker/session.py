@@ -23,6 +23,7 @@ from luksrotd.rotation.edits import (
 )
 from luksrotd.rotation.fingerprint import fingerprint
 from luksrotd.worker import confine
+from luksrotd.worker.seal import seal
 from luksrotd.worker.secret import generate_into, read_secret
 
 
@@ -69,14 +70,20 @@ class Session:
         sources_fds = {fd for source in sources.values() for fd in _fds(source)}
         confine.keep_only({self._control, shadow, *sources_fds})
         confine.limit_writes(self._writable_size(shadow))
-        if any("token" in source for source in sources.values()):
+        tokens = any("token" in source for source in sources.values())
+        if tokens:
             allow_plugins()
+        self._seal(tokens=tokens)
         deadline = time.monotonic() + float(request["secret_seconds"])
         for name, source in sources.items():
             self._secrets[name] = _secret(name, source, deadline)
         for fd in sources_fds:
             os.close(fd)
         self._path = f"/proc/self/fd/{shadow}"
+
+    def _seal(self, *, tokens: bool) -> None:
+        """The last thing before secrets and header are read."""
+        seal(tokens=tokens)
 
     def _writable_size(self, shadow: int) -> int:
         """Up to where libcryptsetup may write; raises ``InvalidRequest`` for what is not to be worked on."""

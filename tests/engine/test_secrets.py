@@ -14,7 +14,7 @@ from luksrotd.errors import EngineError, SecretRejected
 from luksrotd.host.worker import Deadlines, WorkerEngine
 from luksrotd.ports import GenerateInto, SecretFd
 from luksrotd.rotation.edits import PBKDF_FOR_RANDOM_KEYS, AddKeyslot
-from luksrotd.worker.secret import FORMATTED_LENGTH, RANDOM_BYTES, format_recovery_key
+from luksrotd.secret import FORMATTED_LENGTH, RANDOM_BYTES, write_recovery_key
 from tests.engine.shadow import memfd, shadow_of
 from tests.support.makeimage import cryptsetup_opens, make_image
 
@@ -222,10 +222,9 @@ async def test_generated_secret_that_cannot_be_handed_back(shadow, fds):
 
 def test_recovery_key_format():
     """By systemd 252's own decoder, bytes 00 01 … 1f are this key (systemd src/shared/recovery-key.c)."""
-    with SafeMemory(RANDOM_BYTES) as random, SafeMemory(FORMATTED_LENGTH) as text:
-        random.view()[:] = bytes(range(RANDOM_BYTES))
-        format_recovery_key(random, text)
-        assert bytes(text.view()) == (b"cccbcdce-cfcgchci-cjckclcn-crctcucv-bcbbbdbe-bfbgbhbi-bjbkblbn-brbtbubv")
+    text = bytearray(FORMATTED_LENGTH)
+    write_recovery_key(memoryview(bytes(range(RANDOM_BYTES))), memoryview(text))
+    assert text == b"cccbcdce-cfcgchci-cjckclcn-crctcucv-bcbbbdbe-bfbgbhbi-bjbkblbn-brbtbubv"
 
 
 # -- the memory --------------------------------------------------------------------------------------------------

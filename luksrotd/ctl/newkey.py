@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A new key by enroll, rotate or stage: perhaps only when it is due, and only when the escrow has it."""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from luksrotd.ctl import escrow
+from luksrotd.ctl.age import NotDue, not_due
+from luksrotd.ctl.backend import call, change
+from luksrotd.ctl.interrupt import raise_on_signals
+from luksrotd.ctl.model import Backend, KeyRequest
+from luksrotd.ctl.report import Report, left_alone
+from luksrotd.ctl.request import device, key_request, seconds
+from luksrotd.errors import LuksrotdError, Outcome, StaleGeneration
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """The volume for which all is decided: if its header is another one when it comes to it, nothing is done."""
+
+    seqid: int
+    facts: Mapping[str, str]
+
+
+def change_key(options: argparse.Namespace, **more: Any) -> Report:
+    """Do what the options say; ``more``: members of the request.  Raises ``LuksrotdError``."""
+    command = None if options.escrow is None else escrow.checked(options.escrow)
+    older_than = getattr(options, "older_than", None)
+    if command is None and older_than is None:
+        with key_request(options) as request:
+            return change(options, replace(request, **more))
+    seen = _look(options, None if older_than is None else seconds(older_than, "--older-than"))
+    if isinstance(seen, NotDue):
+        return left_alone(device(options).name, seen)
+    with key_request(options) as request:
+        request = replace(request, if_generation=seen.seqid, **more)
+        return change(options, request) if command is None else _in_escrow(options, command, request, seen)
+
+
+def _look(options: argparse.Namespace, age: int | None) -> _Seen | NotDue:
+    """Decide, before any secret is asked for; what a crash has left is finished first, as the verb itself would."""
+    volume_of, name = device(options), options.name
+
+    async def work(backend: Backend) -> _Seen | NotDue:
+        volume = await backend.volume(volume_of, data=False)
+        if age is not None and (young := not_due(volume, name, age, datetime.now(UTC))):
+            return young
+        if any(problem.action == "repair" for problem in volume.problems):
+            await backend.reconcile(volume_of, dry_run=False)
+            volume = await backend.volume(volume_of, data=False)
+        facts = {"VERB": options.verb, "UUID": volume.uuid, "DEVICE": volume.device, "NAME": name}
+        if options.escrow is not None:
+            planned = await backend.plan(volume_of, options.verb, name)
+            facts["GENERATION"] = str(planned.generation)
+            _check_unchanged(volume.seqid, planned.seqid)
+        if options.if_generation is not None:
+            _check_unchanged(options.if_generation, volume.seqid)
+        return _Seen(volume.seqid, {f"LUKSROTD_{fact}": value for fact, value in facts.items()})
+
+    found = call(options, work)
+    raise_on_signals()  # there is something to be interrupted again
+    return found
+
+
+def _check_unchanged(seen: int, now: int) -> None:
+    if seen != now:
+        raise StaleGeneration(f"cannot go on: the header is at sequence number {now}, not {seen}")
+
+
+def _in_escrow(options: argparse.Namespace, command: str, request: KeyRequest, seen: _Seen) -> Report:
+    """Give the key away, and then do what makes it open the volume."""
+    assert isinstance(request.new, int)  # noqa: S101 -- for mypy: a key that has been made here
+    data = escrow.give(command, request.new, seen.facts, options.escrow_timeout)
+    try:
+        done = change(options, request if data is None else replace(request, data=data))
+    except LuksrotdError as error:
+        if error.outcome is not Outcome.UNCHANGED:
+            raise
+        raise type(error)(f"{error.message}; the key that {command} has got opens nothing") from error
+    text = [*done.text, f"{command} has got the new key"]
+    return replace(done, document={**done.document, "escrow": command}, text=text)

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Makes the roots that are missing, so that no test has to wait for them.
+
+python -m tests.beds [RELEASE...]
+"""
+
+import sys
+
+from tests.beds import roots
+
+for release in sys.argv[1:] or roots.RELEASES:
+    root = roots.installed(release)
+    print(root)  # noqa: T201 - what the command is for

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The seal on a worker: what it forbids, and that it is on every thread."""
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import os
+import platform
+import shlex
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from luksrotd.errors import EngineError
+from luksrotd.host.worker import WorkerEngine
+from luksrotd.ports import TokenSource
+from luksrotd.rotation.edits import UNLOCK, AddKeyslot, Pbkdf
+from tests.engine import probe
+from tests.engine.processes import worker
+from tests.engine.shadow import shadow_of
+from tests.support.makeimage import KEY, import_token, make_image
+
+#: An Argon2 of some hours, with threads.
+ENDLESS = Pbkdf("argon2id", memory_kib=65536, iterations=2**31 - 1, parallel=4)
+#: By the file system, which says no; the others by the filter, which says that there is no such call.
+OF_FILES = {
+    *("read a file", "write a file", "read a folder", "read a block device", "write a block device"),
+    *("write /dev/null", "write /proc"),
+}
+#: A filter lets them through, and the kernel finds the arguments wanting.
+FOR_TOKENS = {"request_key"}
+LOOP_MAJOR = 7
+
+
+def run(*arguments):
+    command = [sys.executable, "-P", "-s", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory):
+    """What came of each attempt, by kind of probe; the files are everybody's."""
+    folder = tmp_path_factory.mktemp("everybody")
+    for path in (folder, *folder.parents[:-2]):
+        path.chmod(0o755)
+    folder.chmod(0o777)
+    (folder / "file").touch()
+    (folder / "file").chmod(0o666)
+    os.mknod(folder / "block", stat.S_IFBLK, os.makedev(LOOP_MAJOR, 0))
+    (folder / "block").chmod(0o666)
+    found = {}
+    for kind in ("free", "sealed", "tokens"):
+        done = run("-m", "tests.engine.probe", kind, str(folder))
+        assert done.stderr == ""
+        found[kind] = json.loads(done.stdout)
+    return found
+
+
+# -- what is forbidden -------------------------------------------------------------------------------------------
+
+
+def test_without_the_seal_the_attempts_get_through(probed):
+    """Else their failure with it would prove nothing."""
+    free = {name: outcome for name, outcome in probed["free"].items() if name not in probe.OPTIONAL}
+    assert {name for name, outcome in free.items() if outcome in ("ENOSYS", "EACCES")} == set()
+    assert {name for name in OF_FILES | {"fork", "unshare", "mmap", "AF_UNIX"} if free[name] != "done"} == set()
+
+
+@pytest.mark.parametrize("kind", ["sealed", "tokens"])
+def test_sealed_all_of_them_fail(probed, kind):
+    through = {"AF_ALG"} | (FOR_TOKENS if kind == "tokens" else set())
+    outcomes = {name: outcome for name, outcome in probed[kind].items() if name not in through}
+    assert {name for name in outcomes if outcomes[name] == "EACCES"} == OF_FILES
+    assert {outcome for name, outcome in outcomes.items() if name not in OF_FILES} == {"ENOSYS"}
+
+
+@pytest.mark.parametrize("kind", ["sealed", "tokens"])
+def test_the_filter_has_nothing_against_the_kernels_ciphers(probed, kind):
+    assert probed[kind]["AF_ALG"] == probed["free"]["AF_ALG"]
+
+
+def test_calls_of_another_abi_are_the_end():
+    """By x32 on amd64, the filter could be evaded: its numbers are others."""
+    if platform.machine() != "x86_64":
+        return
+    script = """
+import ctypes, os
+from luksrotd.worker.seal import seal
+libc = ctypes.CDLL(None)
+seal(tokens=False)
+libc.syscall(ctypes.c_long(0x40000000 | 39))
+"""
+    assert run("-c", script).returncode == -signal.SIGSYS
+    assert run("-c", script.replace("seal(tokens", "bool(tokens")).returncode != -signal.SIGSYS
+
+
+def tasks(pid):
+    return list(Path(f"/proc/{pid}/task").iterdir())
+
+
+def status(task):
+    lines = Path(task, "status").read_text().splitlines()
+    return {name: value.strip() for name, value in (line.split(":", 1) for line in lines)}
+
+
+@pytest.mark.asyncio
+async def test_every_thread_is_sealed(shadow):
+    async with worker(shadow) as session:
+        await session.unlock()
+        deriving = asyncio.create_task(session.apply([AddKeyslot(1, "new", ENDLESS)]))
+        async with asyncio.timeout(60):
+            while len(found := tasks(session.pid)) < 2:  # noqa: ASYNC110 - no event tells it
+                await asyncio.sleep(0.01)
+        statuses = [status(task) for task in found]
+        deriving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await deriving
+    assert {(each["Seccomp"], each["NoNewPrivs"], each["Uid"].split()[0]) for each in statuses} == {("2", "1", "65534")}
+
+
+# -- when it cannot be had ---------------------------------------------------------------------------------------
+
+
+def injected(tmp_path, *injections):
+    """An interpreter whose system calls fail as told."""
+    options = shlex.join([option for injection in injections for option in ("-e", f"inject={injection}")])
+    path = tmp_path / "injected"
+    path.write_text(f'#!/bin/sh\nexec strace -D -f -o /dev/null {options} {shlex.quote(sys.executable)} "$@"\n')
+    path.chmod(0o755)
+    return WorkerEngine(python=str(path))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("call", ["seccomp", "landlock_add_rule", "landlock_restrict_self"])
+async def test_no_worker_works_unsealed(shadow, tmp_path, call):
+    with pytest.raises(EngineError, match=r"^cannot confine the worker: Invalid argument$"):
+        async with worker(shadow, injected(tmp_path, f"{call}:error=EINVAL")):
+            pass
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("error", ["ENOSYS", "EOPNOTSUPP", "EPERM"])
+async def test_without_landlock_the_filter_remains(shadow, tmp_path, error):
+    async with worker(shadow, injected(tmp_path, f"landlock_create_ruleset:error={error}")) as session:
+        assert await session.unlock() == 0
+        assert status(f"/proc/{session.pid}")["Seccomp"] == "2"
+
+
+# -- what must work ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def key_of_the_session():
+    """KEY in the session keyring; its description."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    description = f"luksrotd-test-{os.getpid()}"
+    number = probe.lib.seccomp_syscall_resolve_name
+    session = ctypes.c_long(-3)
+    key = libc.syscall(ctypes.c_long(number(b"add_key")), b"user", description.encode(), KEY, len(KEY), session)
+    assert key > 0, os.strerror(ctypes.get_errno())
+    yield description
+    unlink = 9
+    assert libc.syscall(ctypes.c_long(number(b"keyctl")), unlink, ctypes.c_long(key), session) == 0
+
+
+@pytest.mark.asyncio
+async def test_a_token_of_the_keyring_unlocks(tmp_path, key_of_the_session):
+    image = make_image(tmp_path / "image", keyslots_size=1024 * 1024)
+    import_token(image, {"type": "luks2-keyring", "keyslots": ["0"], "key_description": key_of_the_session}, 0)
+    shadow = shadow_of(image)
+    with contextlib.closing(shadow):
+        async with WorkerEngine().session(shadow, {UNLOCK: TokenSource(0)}) as session:
+            assert await session.unlock() == 0
