@@ -8,44 +8,30 @@ runs on each volume.
 
 import mmap
 import os
-import select
-import signal
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from luksrotd.ctl.__main__ import main
 from luksrotd.names import STATE_DIRECTORY
 from tests.powercut.disk import DISK_SIZE, STATE, VOLUMES
+from tests.powercut.launcher import Ended, Launcher
 from tests.powercut.states import SECTOR, Part
 from tests.support.crash import Image
-from tests.support.kernel import MS_BIND, LoopDevice, die_with_parent, enter_private_mount_namespace, mount, unmount
+from tests.support.kernel import MS_BIND, LoopDevice, enter_private_mount_namespace, mount, unmount
 
 #: Bytes that are compared, and put back, at once.
 CHUNK: Final = 65536
-#: Seconds in which a reconcile must have ended.
-PATIENCE: Final = 120
-#: What luksrotd-reconcile@.service runs; the last word is the device.
-COMMAND: Final = ("/usr/bin/luksrotctl", "--direct", "reconcile")
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How a reconcile ended: exit status (negative: a signal), and what it said."""
-
-    status: int
-    said: str
+#: What luksrotd-reconcile@.service has luksrotctl do; the device comes behind it.
+COMMAND: Final = ("--direct", "reconcile")
 
 
 class Bench:
     """See above; the mounts of the calling process change for ever."""
 
-    def __init__(self, base: bytes, parts: Sequence[Part], executable: Sequence[str]) -> None:
+    def __init__(self, base: bytes, parts: Sequence[Part], launcher: Launcher) -> None:
         self._base = base
-        self._executable = executable
+        self._launcher = launcher
         with ExitStack() as closing:
             self._fd = os.memfd_create("powercut-disk")
             closing.callback(os.close, self._fd)
@@ -101,30 +87,14 @@ class Bench:
             leaving.callback(unmount, STATE_DIRECTORY, lazily=False)
             yield True
 
-    def kept(self) -> dict[str, bytes]:
+    def files(self) -> dict[str, bytes]:
         """The files in the state directory."""
         return {path.name: path.read_bytes() for path in Path(STATE_DIRECTORY).iterdir() if path.is_file()}
 
     def reconcile(self, *, executable: bool = False) -> list[Ended]:
         """Run the unit's command on each volume: the program itself, or its ``main`` in a fork of this process."""
-        return [self._reconcile(str(volume.path), executable=executable) for volume in self._volumes]
-
-    def _reconcile(self, device: str, *, executable: bool) -> Ended:
-        if executable:
-            command = [*self._executable, *COMMAND[1:], device]
-            done = subprocess.run(
-                command, capture_output=True, check=False, timeout=PATIENCE, preexec_fn=die_with_parent
-            )
-            return Ended(done.returncode, (done.stdout + done.stderr).decode(errors="replace"))
-        said = os.memfd_create("said")
-        try:
-            child = os.fork()
-            if child == 0:
-                _become(said, [*COMMAND[1:], device])
-            status = _wait(child)
-            return Ended(status, os.pread(said, 65536, 0).decode(errors="replace"))
-        finally:
-            os.close(said)
+        run = self._launcher.execute if executable else self._launcher.run
+        return [run(*COMMAND, str(volume.path)) for volume in self._volumes]
 
 
 def prepare_machine() -> None:
@@ -134,27 +104,3 @@ def prepare_machine() -> None:
     mount("none", "/var/lib", "tmpfs")
     for folder in ("/run/state", STATE_DIRECTORY):
         Path(folder).mkdir()
-
-
-def _become(said: int, arguments: Sequence[str]) -> None:
-    """Be luksrotctl; never returns."""
-    status = 255
-    try:
-        die_with_parent()
-        null = os.open(os.devnull, os.O_RDONLY)
-        for number, fd in enumerate((null, said, said)):
-            os.dup2(fd, number)
-        status = main(arguments)
-    finally:
-        os._exit(status)
-
-
-def _wait(child: int) -> int:
-    """The exit status of a child that ends in time; else it is killed."""
-    pidfd = os.pidfd_open(child)
-    try:
-        if not select.select([pidfd], [], [], PATIENCE)[0]:
-            os.kill(child, signal.SIGKILL)
-    finally:
-        os.close(pidfd)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

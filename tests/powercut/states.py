@@ -182,12 +182,12 @@ class Timeline:
     def _random(self, epoch: Epoch, rng: random.Random) -> Mapping[int, tuple[Write, ...]]:
         pieces: dict[int, tuple[Write, ...]] = {}
         for number, write in enumerate(epoch.writes):
-            fate = rng.choices(("kept", "dropped", "torn"), (45, 30, 25))[0]
+            fate = rng.choices(("kept", "dropped", "torn"), (30, 20, 50))[0]
             if fate == "kept":
                 pieces[number] = (write,)
             elif fate == "torn":
-                kinds = [*TEARS[:-1], "sectors", "sectors", "sector"]
-                kind = rng.choice([*kinds, "garbage"] if self._fragile(write) else kinds)
+                kinds = ["head", "tail", "sectors", "sectors", "sector"]
+                kind = rng.choice([*kinds, "garbage", "dirty"] if self._fragile(write) else kinds)
                 pieces[number] = self._torn(write, kind, rng)
         return pieces
 
@@ -199,21 +199,26 @@ class Timeline:
                 kept = list(range(min(int(how[4:]) // SECTOR, count)))
             case "tail512" | "tail4096":
                 kept = list(range(min(int(how[4:]) // SECTOR, count), count))
+            case "head":
+                kept = list(range(rng.randrange(count) + 1))
+            case "tail":
+                kept = list(range(rng.randrange(count), count))
             case "half":
                 kept = list(range(count // 2))
             case "odd":
                 kept = list(range(1, count, 2))
             case "sector":
                 kept = [rng.randrange(count)]
-            case "sectors":
-                kept = [n for n in range(count) if rng.random() < 0.5]  # noqa: PLR2004 - of every kind of subset
+            case "sectors" | "dirty":
+                kept = [n for n in range(count) if rng.random() < 0.5] or [0]  # noqa: PLR2004 - of every kind of subset
             case "garbage":
                 kept = list(range(rng.randrange(count) + 1))
             case _:
                 raise ValueError(f"no write is torn as {how}")
         pieces = [Write(write.offset + n * SECTOR, write.data[n * SECTOR : (n + 1) * SECTOR]) for n in kept]
-        if how == "garbage":
-            pieces[-1] = Write(pieces[-1].offset, rng.randbytes(SECTOR))
+        if how in ("garbage", "dirty"):
+            at = len(pieces) - 1 if how == "garbage" else rng.randrange(len(pieces))
+            pieces[at] = Write(pieces[at].offset, rng.randbytes(SECTOR))
         return tuple(pieces)
 
 
