@@ -19,7 +19,7 @@ LOCKED = --require-hashes --no-build-isolation
 
 MAN_PAGES = $(patsubst docs/man/%.scd,build/man/%,$(wildcard docs/man/*.scd))
 
-.PHONY: help deps venv venv-dev venv-fuzz demo test test-trixie fuzz soak load check crash-table man lock clean deb
+.PHONY: help deps venv venv-dev venv-fuzz demo test test-trixie fuzz soak load check crash-table man lock clean deb wheel rpm arch
 .DELETE_ON_ERROR:
 
 help:
@@ -33,6 +33,8 @@ help:
 	@echo 'make crash-table  examine all crash states, and write docs/crash-states.md'
 	@echo 'make man     build the man pages into build/man'
 	@echo 'make deb     build the Debian package into build/deb'
+	@echo 'make wheel   build sdist and wheel into dist'
+	@echo 'make rpm, make arch   build packages for Fedora and Arch into build/rpm and build/arch, so far as that goes here'
 	@echo 'make venv    only set up .venv with luksrotd in it'
 	@echo 'make lock    renew packaging/*.lock'
 	@echo 'make clean   remove what was built'
@@ -120,6 +122,21 @@ build/man/%: docs/man/%.scd
 deb:
 	@$(DEPS) package
 	packaging/build-deb
+
+# The wheel is built of the sdist, which so is seen to be complete.
+wheel: .venv/build.stamp
+	rm -rf dist && mkdir dist
+	PYTHONPATH=packaging .venv/bin/python -c 'import luksrotd_build; luksrotd_build.build_sdist("dist")'
+	.venv/bin/python -m pip --quiet --disable-pip-version-check wheel --no-build-isolation --no-deps --no-index \
+		--wheel-dir dist dist/*.tar.gz
+
+rpm: wheel
+	@$(DEPS) packages
+	packaging/build-rpm
+
+arch: wheel
+	@$(DEPS) packages
+	packaging/build-arch
 
 # Versions move only here.  Each lock starts from nothing; the later ones are held to the earlier ones' versions.
 lock: deps
