@@ -19,7 +19,8 @@ LOCKED = --require-hashes --no-build-isolation
 
 MAN_PAGES = $(patsubst docs/man/%.scd,build/man/%,$(wildcard docs/man/*.scd))
 
-.PHONY: help deps venv venv-dev venv-fuzz demo test test-trixie fuzz soak load check crash-table man lock clean deb wheel rpm arch
+.PHONY: help deps venv venv-dev venv-fuzz demo test test-trixie fuzz soak load check crash-table man completions lock clean
+.PHONY: deb wheel rpm arch packages package-test
 .DELETE_ON_ERROR:
 
 help:
@@ -32,9 +33,11 @@ help:
 	@echo 'make check   run the formatter, the linters and the type checker'
 	@echo 'make crash-table  examine all crash states, and write docs/crash-states.md'
 	@echo 'make man     build the man pages into build/man'
+	@echo 'make completions  renew packaging/completions, of the options of luksrotctl'
 	@echo 'make deb     build the Debian package into build/deb'
 	@echo 'make wheel   build sdist and wheel into dist'
 	@echo 'make rpm, make arch   build packages for Fedora and Arch into build/rpm and build/arch, so far as that goes here'
+	@echo 'make package-test  build all packages, and test them'
 	@echo 'make venv    only set up .venv with luksrotd in it'
 	@echo 'make lock    renew packaging/*.lock'
 	@echo 'make clean   remove what was built'
@@ -114,6 +117,10 @@ man: deps docs/man/org.luksrotd1.5.scd $(MAN_PAGES)
 docs/man/org.luksrotd1.5.scd: $(wildcard dbus/*.xml) packaging/dbus_doc.py luksrotd/errors.py
 	PYTHONPATH=. $(PYTHON) packaging/dbus_doc.py $(wildcard dbus/*.xml) >$@
 
+# Checked in as well.
+completions: deps
+	PYTHONPATH=. $(PYTHON) packaging/shell_completions.py packaging/completions
+
 build/man/%: docs/man/%.scd
 	@mkdir -p $(@D)
 	scdoc <$< >$@
@@ -137,6 +144,12 @@ rpm: wheel
 arch: wheel
 	@$(DEPS) packages
 	packaging/build-arch
+
+packages: deb rpm arch
+
+# What the packages hold, and that luksrotd works out of wheel and sdist alone.
+package-test: packages venv-dev
+	.venv/bin/python -m pytest --no-cov --tb=native $(PYTEST_ARGS) tests/installed/packages
 
 # Versions move only here.  Each lock starts from nothing; the later ones are held to the earlier ones' versions.
 lock: deps
