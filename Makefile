@@ -19,7 +19,9 @@ LOCKED = --require-hashes --no-build-isolation
 
 MAN_PAGES = $(patsubst docs/man/%.scd,build/man/%,$(wildcard docs/man/*.scd))
 
-.PHONY: help deps deps-beds beds container-test venv venv-dev venv-fuzz demo test test-trixie fuzz soak load check crash-table man completions lock clean deb
+.PHONY: help deps venv venv-dev venv-fuzz demo test test-trixie fuzz soak load check crash-table man completions lock clean
+.PHONY: deb wheel rpm arch packages package-test
+.PHONY: beds deps-beds container-test
 .DELETE_ON_ERROR:
 
 help:
@@ -35,6 +37,9 @@ help:
 	@echo 'make man     build the man pages into build/man'
 	@echo 'make completions  renew packaging/completions, of the options of luksrotctl'
 	@echo 'make deb     build the Debian package into build/deb'
+	@echo 'make wheel   build sdist and wheel into dist'
+	@echo 'make rpm, make arch   build packages for Fedora and Arch into build/rpm and build/arch, so far as that goes here'
+	@echo 'make package-test  build all packages, and test them'
 	@echo 'make venv    only set up .venv with luksrotd in it'
 	@echo 'make lock    renew packaging/*.lock'
 	@echo 'make clean   remove what was built'
@@ -126,6 +131,27 @@ build/man/%: docs/man/%.scd
 deb:
 	@$(DEPS) package
 	packaging/build-deb
+
+# The wheel is built of the sdist, which so is seen to be complete.
+wheel: .venv/build.stamp
+	rm -rf dist && mkdir dist
+	PYTHONPATH=packaging .venv/bin/python -c 'import luksrotd_build; luksrotd_build.build_sdist("dist")'
+	.venv/bin/python -m pip --quiet --disable-pip-version-check wheel --no-build-isolation --no-deps --no-index \
+		--wheel-dir dist dist/*.tar.gz
+
+rpm: wheel
+	@$(DEPS) packages
+	packaging/build-rpm
+
+arch: wheel
+	@$(DEPS) packages
+	packaging/build-arch
+
+packages: deb rpm arch
+
+# What the packages hold, and that luksrotd works out of wheel and sdist alone.
+package-test: packages venv-dev
+	.venv/bin/python -m pytest --no-cov --tb=native $(PYTEST_ARGS) tests/installed/packages
 
 # Debian 12 and 13 in folders, with the package of the last commit installed: what containers boot (tests/beds).
 beds: deps-beds venv-dev deb
