@@ -193,8 +193,7 @@ def test_who_comes_in_between_is_waited_out(due):
 
 
 def test_what_needs_a_person_is_shown_as_failed(due):
-    token = {**due.key(), "keyslots": []}
-    makeimage.import_token(due.volume.node, token, 7)
+    makeimage.import_token(due.volume.node, {**due.key(), "keyslots": ["0"]}, 7)  # two keys of that name
     before = due.volume.headers()
     due.rotates(status=1)
     assert due.container.show(due.service)["ExecMainStatus"] == "3"
