@@ -177,6 +177,15 @@ def test_without_a_credential_no_key_is_made(due):
     assert (due.volume.headers(), due.escrowed(2)) == (before, b"")
 
 
+def test_a_token_in_place_of_the_credential(due):
+    """The volume is asked for one that opens it, and not for the credential; it has none."""
+    due.container.put(due.conf, "UNLOCK=--token=any\n")
+    before, log = due.volume.headers(), due.rotates(status=1)
+    assert "token" in log
+    assert "key file" not in log
+    assert due.volume.headers() == before
+
+
 def test_who_comes_in_between_is_waited_out(due):
     """Status 6: again in ten minutes; here somebody changes the volume while the escrow is at it."""
     changes = f"luksrotctl set-data UUID={due.volume.uuid} --data '{{\"meanwhile\": 1}}' >&2\n"
