@@ -19,13 +19,14 @@ LOCKED = --require-hashes --no-build-isolation
 
 MAN_PAGES = $(patsubst docs/man/%.scd,build/man/%,$(wildcard docs/man/*.scd))
 
-.PHONY: help deps venv venv-dev venv-fuzz demo test test-trixie fuzz soak load check crash-table man lock clean deb
+.PHONY: help deps deps-beds beds container-test venv venv-dev venv-fuzz demo test test-trixie fuzz soak load check crash-table man lock clean deb
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo    show what luksrotd does'
 	@echo 'make test    run all tests'
 	@echo 'make test-trixie  run all tests on Debian 13, in a folder of its own; as root, with mmdebstrap'
+	@echo 'make container-test  test the installed package on Debian 12 and 13, in containers; as root'
 	@echo 'make soak    run long random sequences against the model of a volume'
 	@echo 'make load    put the daemon under load for an hour, and see that nothing is left of it'
 	@echo 'make fuzz    fuzz what reads a header, a token, a shadow, a line of a worker'
@@ -120,6 +121,17 @@ build/man/%: docs/man/%.scd
 deb:
 	@$(DEPS) package
 	packaging/build-deb
+
+# Debian 12 and 13 in folders, with the package of the last commit installed: what containers boot (tests/beds).
+beds: deps-beds venv-dev deb
+	.venv/bin/python -m tests.beds
+
+deps-beds:
+	@$(DEPS) beds
+
+# The installed package in containers, with systemd as PID 1: units, bus, polkit, upgrade; as root.
+container-test: beds
+	.venv/bin/python -m pytest --no-cov --tb=native $(PYTEST_ARGS) tests/installed/container
 
 # Versions move only here.  Each lock starts from nothing; the later ones are held to the earlier ones' versions.
 lock: deps
