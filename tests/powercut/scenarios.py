@@ -28,6 +28,8 @@ class Scenario:
     broken: str = ""
     atomic: bool = True
     ours: bool = True
+    needs: str = ""
+    """A program that not every machine has."""
     ignore_flushes: bool = False
     """The recording of another scenario, as of a disk that ignores flushes."""
 
@@ -89,6 +91,7 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
         {"rotated": f"{_CRYPTENROLL.format('--wipe-slot=recovery')} >new"},
         ("enrolment",),
         f"{_CRYPTENROLL.format('')} >old",
+        needs="systemd-cryptenroll",
         atomic=False,
         ours=False,
     ),
