@@ -19,7 +19,7 @@ LOCKED = --require-hashes --no-build-isolation
 
 MAN_PAGES = $(patsubst docs/man/%.scd,build/man/%,$(wildcard docs/man/*.scd))
 
-.PHONY: help deps venv venv-dev venv-fuzz demo test test-trixie fuzz soak load check crash-table man lock clean deb
+.PHONY: help deps venv venv-dev venv-fuzz demo test test-trixie fuzz soak load check crash-table man completions lock clean deb
 .DELETE_ON_ERROR:
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo 'make check   run the formatter, the linters and the type checker'
 	@echo 'make crash-table  examine all crash states, and write docs/crash-states.md'
 	@echo 'make man     build the man pages into build/man'
+	@echo 'make completions  renew packaging/completions, of the options of luksrotctl'
 	@echo 'make deb     build the Debian package into build/deb'
 	@echo 'make venv    only set up .venv with luksrotd in it'
 	@echo 'make lock    renew packaging/*.lock'
@@ -111,6 +112,10 @@ man: deps docs/man/org.luksrotd1.5.scd $(MAN_PAGES)
 # Checked in, so that it is there to be read; a test holds it against what it is made of.
 docs/man/org.luksrotd1.5.scd: $(wildcard dbus/*.xml) packaging/dbus_doc.py luksrotd/errors.py
 	PYTHONPATH=. $(PYTHON) packaging/dbus_doc.py $(wildcard dbus/*.xml) >$@
+
+# Checked in as well.
+completions: deps
+	PYTHONPATH=. $(PYTHON) packaging/shell_completions.py packaging/completions
 
 build/man/%: docs/man/%.scd
 	@mkdir -p $(@D)

@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-# PYTHON_ARGCOMPLETE_OK
 """luksrotctl."""
 
 import os

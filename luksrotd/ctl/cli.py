@@ -2,7 +2,6 @@
 """The command line (a contract: luksrotctl(1))."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from typing import Final
 
@@ -37,14 +36,13 @@ See luksrotctl(1) for the rest.
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options of a command line; raises ``InvalidRequest``, and ``SystemExit`` after --help and --version."""
     parser = build_parser()
-    _complete(parser)
     options = parser.parse_args(arguments)
     _check(options)
     return options
 
 
 def build_parser() -> Parser:
-    """The parser, for completion and tests."""
+    """The parser, also for tests and for packaging/shell_completions.py."""
     parser = Parser(prog="luksrotctl", epilog=_EPILOG)
     parser.add_argument("--version", action="version", version=f"luksrotctl {__version__}")
     add_common(parser, False)
@@ -59,14 +57,3 @@ def _check(options: argparse.Namespace) -> None:
     if not (options.bus or options.direct):
         raise InvalidRequest(f"cannot use {options.verb} over the bus: use --direct, as root")
     options.check(options)
-
-
-def _complete(parser: argparse.ArgumentParser) -> None:
-    """Answer a shell that asks for completions, if argcomplete is there."""
-    if "_ARGCOMPLETE" not in os.environ:
-        return
-    try:
-        import argcomplete  # noqa: PLC0415 - optional, and only for the shell's question
-    except ImportError:
-        return
-    argcomplete.autocomplete(parser)

@@ -13,7 +13,7 @@ from luksrotd.ctl.cli import build_parser
 from luksrotd.ctl.exits import Exit, status_of, worst
 from luksrotd.ctl.naming import uuid_of
 from luksrotd.errors import Outcome, leaves
-from tests.ctl.conftest import ROOT, ctl, environment, fails, works
+from tests.ctl.conftest import ROOT, environment, fails, works
 
 
 def verbs_of(parser, *path):
@@ -116,7 +116,3 @@ def test_each_way_loads_only_what_it_needs():
     direct = loaded("--direct", "show", "/dev/null")
     assert "luksrotd.direct" in direct
     assert not [name for name in direct if name.startswith(("dbus_next", "rich", "luksrotd.cryptsetup"))]
-
-
-def test_completion_without_argcomplete_is_no_error():
-    assert ctl("--version", env={"_ARGCOMPLETE": "0"}).returncode in (0, 1)
