@@ -95,11 +95,11 @@ luksrotctl runs as a fork of a process that has it loaded, in one state of 50 as
 wipefs(8) are always processes."""
 
 RESULTS = """"Writes": to headers and keyslot areas, to the state file system, to the data of the volumes. "Repaired":
-reconcile changed something. "A cut leaves": before reconcile, in how many states; a record says of it what is to be done.
+reconcile changed something. "A cut leaves": before reconcile, in how many states.
 """
 
 CONTROLS = """The same judge on what must not pass: other tools' ways to put a new backup key in place of an old one,
-recorded and cut alike (there is nothing to reconcile them with), and our own rotation on a disk that ignores flushes."""
+recorded and cut alike (nothing reconciles them), and our own rotation on a disk that ignores flushes."""
 
 KILLS = """A machine that is killed loses what its kernel had not yet written, nothing else; so it proves less than the
 states above, but all of it is real: SIGKILL of QEMU in a rotation, boot, the reconcile unit, and the volume checked."""
@@ -118,7 +118,17 @@ recording and the findings are kept in `build/powercut/failed`. A state has the 
 recording: `e12` is the epoch that was cut, `first3` what of it is there. Recordings differ from run to run: salts and
 keys are random, and nobody orders the writers of a machine."""
 
-_HEADER = ["scenario", "writes", "flushes", "states", "reconciled", "repaired", "violations", "a cut leaves", "after reconcile"]
+_HEADER = [
+    "scenario",
+    "writes",
+    "flushes",
+    "states",
+    "reconciled",
+    "repaired",
+    "violations",
+    "a cut leaves",
+    "after reconcile",
+]
 
 
 def _row(r: Result) -> list[str]:
