@@ -26,7 +26,7 @@ from luksrotd.host.history import JournalHistory
 from luksrotd.host.images import ImageWatcher
 from luksrotd.host.keeping import PipeKeeper
 from luksrotd.host.memory import available_kib
-from luksrotd.host.notify import ServiceManager, StatusLine, watchdog_interval
+from luksrotd.host.notify import UDEV_SOCKET, ServiceManager, StatusLine, inherited_socket, watchdog_interval
 from luksrotd.host.process import client_and_unit
 from luksrotd.host.sealed import SecretMemfd
 from luksrotd.host.udev import UdevWatcher
@@ -259,7 +259,12 @@ async def serve(decorators: Decorators) -> int:
         return EXIT_CONFIG
     host = direct.build_host()
     host = replace(host, devices=decorators.devices(host.devices))
-    daemon = Daemon(host, decorators.watcher(UdevWatcher()), manager, decorators.configuration)
+    daemon = Daemon(
+        host,
+        decorators.watcher(UdevWatcher(inherited=inherited_socket(UDEV_SOCKET))),
+        manager,
+        decorators.configuration,
+    )
     daemon.configure(config)
     return await daemon.run(stop, reload)
 

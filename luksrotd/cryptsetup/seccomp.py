@@ -35,7 +35,7 @@ def allow_only(rules: Iterable[Rule]) -> None:
 
     So it seems to programs that the kernel is an old one, and the C library falls back on calls that it knows.  A rule
     for a call that libseccomp does not know is left out.  Calls of another ABI (32 bit, x32), by which the rules could
-    be evaded, kill the process.  Threads that run already keep what they may.  Raises ``OSError``.
+    be evaded, kill the thread.  Threads that run already keep what they may.  Raises ``OSError``.
     """
     if lib.seccomp_arch_native() in _UNLIKE_OTHERS:
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
@@ -43,7 +43,8 @@ def allow_only(rules: Iterable[Rule]) -> None:
     if not context:
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
     try:
-        _check(lib.seccomp_attr_set(context, lib.SCMP_FLTATR_ACT_BADARCH, lib.SCMP_ACT_KILL_PROCESS))
+        # The kernel's errno, not ECANCELED for all of them.
+        _check(lib.seccomp_attr_set(context, lib.SCMP_FLTATR_API_SYSRAWRC, 1))
         for rule in rules:
             _add(context, rule)
         _check(lib.seccomp_load(context))

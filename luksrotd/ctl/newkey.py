@@ -11,10 +11,10 @@ from luksrotd.ctl import escrow
 from luksrotd.ctl.age import NotDue, not_due
 from luksrotd.ctl.backend import call, change
 from luksrotd.ctl.interrupt import raise_on_signals
-from luksrotd.ctl.model import Backend, KeyRequest
+from luksrotd.ctl.model import Backend, KeyRequest, Planned, Volume
 from luksrotd.ctl.report import Report, left_alone
 from luksrotd.ctl.request import device, key_request, seconds
-from luksrotd.errors import LuksrotdError, Outcome, StaleGeneration
+from luksrotd.errors import LuksrotdError, NeedsReconcile, Outcome, StaleGeneration
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,28 +41,40 @@ def change_key(options: argparse.Namespace, **more: Any) -> Report:
 
 
 def _look(options: argparse.Namespace, age: int | None) -> _Seen | NotDue:
-    """Decide, before any secret is asked for; what a crash has left is finished first, as the verb itself would."""
-    volume_of, name = device(options), options.name
-
-    async def work(backend: Backend) -> _Seen | NotDue:
-        volume = await backend.volume(volume_of, data=False)
-        if age is not None and (young := not_due(volume, name, age, datetime.now(UTC))):
-            return young
-        if any(problem.action == "repair" for problem in volume.problems):
-            await backend.reconcile(volume_of, dry_run=False)
-            volume = await backend.volume(volume_of, data=False)
-        facts = {"VERB": options.verb, "UUID": volume.uuid, "DEVICE": volume.device, "NAME": name}
-        if options.escrow is not None:
-            planned = await backend.plan(volume_of, options.verb, name)
-            facts["GENERATION"] = str(planned.generation)
-            _check_unchanged(volume.seqid, planned.seqid)
-        if options.if_generation is not None:
-            _check_unchanged(options.if_generation, volume.seqid)
-        return _Seen(volume.seqid, {f"LUKSROTD_{fact}": value for fact, value in facts.items()})
-
-    found = call(options, work)
+    """Decide, before any secret is asked for."""
+    found = call(options, lambda backend: _decide(backend, options, age))
     raise_on_signals()  # there is something to be interrupted again
     return found
+
+
+async def _decide(backend: Backend, options: argparse.Namespace, age: int | None) -> _Seen | NotDue:
+    volume = await backend.volume(device(options), data=False)
+    if young := _young(volume, options.name, age):
+        return young
+    planned = await _planned(backend, options)
+    if planned.seqid != volume.seqid:  # of the repair, or somebody else was here
+        volume = await backend.volume(device(options), data=False)
+        _check_unchanged(planned.seqid, volume.seqid)
+        if young := _young(volume, options.name, age):
+            return young
+    if options.if_generation is not None:
+        _check_unchanged(options.if_generation, volume.seqid)
+    facts = {"VERB": options.verb, "UUID": volume.uuid, "DEVICE": volume.device, "NAME": options.name}
+    facts["GENERATION"] = str(planned.generation)
+    return _Seen(volume.seqid, {f"LUKSROTD_{fact}": value for fact, value in facts.items()})
+
+
+def _young(volume: Volume, name: str, age: int | None) -> NotDue | None:
+    return None if age is None else not_due(volume, name, age, datetime.now(UTC))
+
+
+async def _planned(backend: Backend, options: argparse.Namespace) -> Planned:
+    """What the verb would do; what a crash has left is finished first, as the verb itself would."""
+    try:
+        return await backend.plan(device(options), options.verb, options.name)
+    except NeedsReconcile:
+        await backend.reconcile(device(options), dry_run=False)
+    return await backend.plan(device(options), options.verb, options.name)
 
 
 def _check_unchanged(seen: int, now: int) -> None:

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the service manager is told (sd_notify(3)), and how often it wants to hear (sd_watchdog_enabled(3))."""
+"""What the service manager is told (sd_notify(3)), how often it wants to hear, and what it has opened for us."""
 
 import os
 import time
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from systemd import daemon as systemd_daemon
+
+#: What luksrotd-udev.socket calls its socket (``FileDescriptorName=``).
+UDEV_SOCKET: Final = "udev"
 
 
 class ServiceManager:
@@ -97,6 +101,15 @@ def watchdog_interval(environment: Mapping[str, str] = os.environ, *, pid: int |
     if allowed <= 0 or meant_for not in (0, pid if pid is not None else os.getpid()):
         return None
     return allowed / 2_000_000
+
+
+def inherited_socket(name: str) -> int | None:
+    """The socket of that name that the service manager has opened for us (sd_listen_fds(3)); ``None`` for none.
+
+    To be called once, before there are other threads: the environment tells of it no more afterwards.
+    """
+    given = systemd_daemon.listen_fds_with_names(unset_environment=True)
+    return next((fd for fd, called in given.items() if called == name), None)
 
 
 def _status(text: str) -> tuple[str, ...]:

@@ -41,10 +41,15 @@ NOTHING: Final = Found()
 
 
 class UdevWatcher:
-    """``ports.Watcher`` on one event loop, without threads.  ``receive_buffer`` in bytes."""
+    """``ports.Watcher`` on one event loop, without threads.  ``receive_buffer`` in bytes.
 
-    def __init__(self, *, receive_buffer: int = RECEIVE_BUFFER) -> None:
+    ``inherited``: a netlink socket that gets udev's events, for a process in a network namespace that udev is not in;
+    it is this object's from then on.  Else one is opened.
+    """
+
+    def __init__(self, *, receive_buffer: int = RECEIVE_BUFFER, inherited: int | None = None) -> None:
         self._receive_buffer = receive_buffer
+        self._inherited = inherited
         self._known: dict[str, str] = {}
         self._pending: dict[str, Found] = {}
         self._wake = asyncio.Event()
@@ -61,6 +66,7 @@ class UdevWatcher:
         try:
             context = pyudev.Context()
             monitor = _start_monitor(context, self._receive_buffer)
+            self._put_in_place(monitor)
         except (OSError, ImportError) as error:
             raise DeviceError(f"cannot follow udev: {error}") from error
         loop = asyncio.get_running_loop()
@@ -87,6 +93,16 @@ class UdevWatcher:
         """End ``events``; idempotent."""
         self._closed = True
         self._wake.set()
+
+    def _put_in_place(self, monitor: Any) -> None:
+        """Have libudev read from the socket that was inherited: it takes none, but goes by the number of its own."""
+        if self._inherited is not None:
+            fd, self._inherited = self._inherited, None
+            try:
+                os.set_blocking(fd, False)
+                os.dup2(fd, monitor.fileno(), inheritable=False)
+            finally:
+                os.close(fd)
 
     def _receive(self, monitor: Any) -> None:
         try:

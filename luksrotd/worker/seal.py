@@ -24,6 +24,8 @@ _POINTER: Final = 0xFFFF_FFFF_FFFF_FFFF
 
 #: The libraries that libcryptsetup and token plugins load later, their configuration, and what the kernel tells.
 READABLE: Final = ("/etc", "/lib", "/lib32", "/lib64", "/proc", "/sys", "/usr", "/dev/random", "/dev/urandom")
+#: For a token of systemd's: signatures of PCR values, and the policy of systemd-pcrlock, if it was enrolled with one.
+READABLE_FOR_TOKENS: Final = ("/run/systemd", "/var/lib/systemd")
 
 #: Allowed with any arguments.
 CALLS: Final = (
@@ -78,7 +80,7 @@ def seal(*, tokens: bool) -> None:
 
 def files(*, tokens: bool) -> Iterator[tuple[str, Access]]:
     """What may be opened by its path, and how."""
-    for path in READABLE:
+    for path in (*READABLE, *(READABLE_FOR_TOKENS if tokens else ())):
         yield path, Access.READ_FILE | Access.READ_DIR
     if tokens:
         yield names.TPM_DEVICE, Access.READ_FILE | Access.WRITE_FILE

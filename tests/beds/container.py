@@ -156,10 +156,15 @@ class Container:
 
     def _wait_for_boot(self) -> None:
         assert self._supervisor.stdout is not None
-        while (line := self._supervisor.stdout.readline().strip()) != "ready":
-            if not line.isdigit():
+        booting = False
+        while True:
+            line = self._supervisor.stdout.readline().strip()
+            if line.isdigit():
+                self._leader, booting = int(line), True
+            elif line != "ready":
                 raise CommandFailed(f"the container does not boot\n{self.console}")
-            self._leader = int(line)
+            elif booting:  # systemd says so after a daemon-reload as well
+                break
         # Ready may be said before the last job is done; what has failed by then is for the tests to judge.
         self.run("systemctl", "is-system-running", "--wait", check=False)
 

@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -88,9 +87,20 @@ def base(release: str) -> Path:
 def installed(release: str, package: Path | None = None) -> Path:
     """The same with our package installed; it is the one in ``build/deb`` unless another is given."""
     package = package or deb()
-    below = base(release)
+    below = _complete(release)
     key = _digest(below.name.encode() + package.read_bytes())
     return _made(release, f"installed-{key}", lambda root: _install(below, package, root))
+
+
+def _complete(release: str) -> Path:
+    """The base with all that our package needs, so that a package that was built anew is installed soon."""
+    below = base(release)
+    script = f"""apt-get --quiet --quiet --yes install {" ".join(CACHED)}
+        apt-mark auto {" ".join(CACHED)} >/dev/null
+        apt-get clean
+        rm --recursive /var/lib/apt/lists"""
+    key = _digest(f"{below.name} {script}".encode())
+    return _made(release, f"complete-{key}", lambda root: _changed(below, root, script))
 
 
 def deb() -> Path:
@@ -130,24 +140,18 @@ def _bootstrap(argv: list[str], root: Path) -> None:
 
 
 def _install(below: Path, package: Path, root: Path) -> None:
+    _changed(below, root, "apt-get --quiet --quiet --yes install /run/host/luksrotd.deb", package)
+
+
+def _changed(below: Path, root: Path, script: str, package: Path | None = None) -> None:
+    """A copy of a root in which a shell script was run, without network."""
     _run(["cp", "--archive", "--reflink=auto", str(below), str(root)])
-    shutil.copyfile(package, root / "root" / package.name)  # /tmp is hidden there
     _run(
         [
             *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--link-journal=no", "--console=pipe"),
-            *(
-                "--private-network",
-                "--resolv-conf=off",
-                "--timezone=off",
-                f"--directory={root}",
-                "--as-pid2",
-                "/bin/sh",
-                "-ec",
-            ),
-            f"""export DEBIAN_FRONTEND=noninteractive
-            apt-get --quiet --quiet --yes install /root/{package.name}
-            apt-get clean
-            rm -r /root/{package.name} /var/lib/apt/lists""",
+            *("--private-network", "--resolv-conf=off", "--timezone=off", f"--directory={root}"),
+            *([f"--bind-ro={package}:/run/host/luksrotd.deb"] if package else []),
+            *("--as-pid2", "/bin/sh", "-ec", f"export DEBIAN_FRONTEND=noninteractive\n{script}"),
         ]
     )
 

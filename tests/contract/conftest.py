@@ -153,6 +153,18 @@ def private_run():
         os.chdir(directory)
 
 
+@contextmanager
+def other_network():
+    """A network namespace of one's own inside, for the calling thread and the processes that it starts."""
+    outside = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc.unshare(_CLONE_NEWNET))
+        yield
+        _check(_libc.setns(outside, _CLONE_NEWNET))
+    finally:
+        os.close(outside)
+
+
 def _check(result):
     if result:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

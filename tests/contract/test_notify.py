@@ -2,11 +2,13 @@
 """What the service manager hears, over a real notification socket."""
 
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
 
-from luksrotd.host.notify import ServiceManager, StatusLine, watchdog_interval
+from luksrotd.host.notify import ServiceManager, StatusLine, inherited_socket, watchdog_interval
 
 
 @pytest.fixture
@@ -100,3 +102,28 @@ def test_without_a_manager_nothing_happens(monkeypatch, path):
 )
 def test_the_watchdog_wants_to_hear_twice_as_often_as_it_bites(environment, interval):
     assert watchdog_interval(environment, pid=42) == interval
+
+
+USED = """
+import os, sys
+from luksrotd.host.notify import inherited_socket
+fd = inherited_socket(sys.argv[1])
+print(fd, fd is not None and os.get_inheritable(fd))
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "found"), [("udev", "3 False"), ("other:udev", "4 False"), ("other", "None False")], ids=str
+)
+def test_a_socket_is_inherited_by_its_name(names, found, monkeypatch):
+    with socket.socket(socket.AF_UNIX) as given:
+        command = ["sh", "-c", 'LISTEN_PID=$$ exec "$@" 3<&0 4<&0', "sh", sys.executable, "-c", USED, "udev"]
+        monkeypatch.setenv("LISTEN_FDS", str(len(names.split(":"))))
+        monkeypatch.setenv("LISTEN_FDNAMES", names)
+        done = subprocess.run(command, stdin=given, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == found
+
+
+def test_without_a_service_manager_no_socket_is_inherited(monkeypatch):
+    monkeypatch.delenv("LISTEN_FDS", raising=False)
+    assert inherited_socket("udev") is None

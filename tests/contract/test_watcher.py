@@ -3,7 +3,8 @@
 
 import asyncio
 import os
-from contextlib import ExitStack, aclosing, asynccontextmanager
+import socket
+from contextlib import ExitStack, aclosing, asynccontextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from luksrotd.direct import uuid_of
 from luksrotd.host.images import ImageWatcher
 from luksrotd.host.udev import Found, UdevWatcher, is_removable, look, transition
 from luksrotd.ports import DeviceEvent, Traits, WatchEvent
-from tests.contract.conftest import delete_partitions, format_luks2, loop_device, run
+from tests.contract.conftest import delete_partitions, format_luks2, loop_device, other_network, run
 from tests.support.simhost import SimWatcher
 
 ADDED, CHANGED, REMOVED = WatchEvent.ADDED, WatchEvent.CHANGED, WatchEvent.REMOVED
+KOBJECT_UEVENT, UDEV_GROUP = 15, 2  # linux/netlink.h, and libudev
 HANG = 60  # seconds, after which a lost event is a failure and not a hang
 
 pytestmark = pytest.mark.usefixtures("no_leaked_descriptors")
@@ -331,6 +333,30 @@ async def test_when_events_were_lost_everything_is_looked_at_again(real):
             DeviceEvent(REMOVED, goes),
             DeviceEvent(ADDED, comes, coming),
         }
+
+
+def socket_unit():
+    """What luksrotd-udev.socket opens; its owner is whoever uses it."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, KOBJECT_UEVENT) as opened:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        opened.bind((0, UDEV_GROUP))
+        return opened.detach()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("network", [nullcontext, other_network], ids=["same-network", "other-network"])
+async def test_events_come_by_the_socket_that_was_given(real, network):
+    """In another network namespace no socket of its own would get any."""
+    node, other = real.attach(), real.attach()
+    real.format(other)
+    watcher = real.watcher(inherited=socket_unit())
+    with network():
+        async with reading(watcher, node, other) as reader:
+            assert (await reader.until(ADDED)).node == other
+            uuid = real.format(node)
+            assert await reader.until(ADDED) == DeviceEvent(ADDED, node, uuid)
+            real.detach(node)
+            assert await reader.until(REMOVED) == DeviceEvent(REMOVED, node)
 
 
 @pytest.mark.asyncio

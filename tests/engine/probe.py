@@ -150,6 +150,7 @@ def attempts(folder):
     yield "read a file", attempt(os.open, folder / "file", os.O_RDONLY)
     yield "write a file", attempt(os.open, folder / "file", os.O_WRONLY)
     yield "read a folder", attempt(os.open, folder, os.O_RDONLY | os.O_DIRECTORY)
+    yield "read what systemd keeps for tokens", attempt(os.open, "/var/lib/systemd", os.O_RDONLY | os.O_DIRECTORY)
     yield "read a block device", attempt(os.open, folder / "block", os.O_RDONLY)
     yield "write a block device", attempt(os.open, folder / "block", os.O_RDWR)
     yield "write /dev/null", attempt(os.open, "/dev/null", os.O_WRONLY)

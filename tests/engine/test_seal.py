@@ -9,6 +9,7 @@ import os
 import platform
 import shlex
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -16,35 +17,38 @@ from pathlib import Path
 
 import pytest
 
-from luksrotd.errors import EngineError
+from luksrotd.errors import EngineCrashed, EngineError
 from luksrotd.host.worker import WorkerEngine
 from luksrotd.ports import TokenSource
-from luksrotd.rotation.edits import UNLOCK, AddKeyslot, Pbkdf
+from luksrotd.rotation import wire
+from luksrotd.rotation.edits import PBKDF_FOR_RANDOM_KEYS, UNLOCK, AddKeyslot, Pbkdf, to_wire
 from tests.engine import probe
-from tests.engine.processes import worker
-from tests.engine.shadow import shadow_of
-from tests.support.makeimage import KEY, import_token, make_image
+from tests.engine.conftest import ROOT
+from tests.engine.processes import interpreter, worker
+from tests.engine.shadow import memfd, shadow_of
+from tests.support.makeimage import KEY, cryptsetup_opens, import_token, make_image
+from tests.support.tokenplugin import TYPE
 
 #: An Argon2 of some hours, with threads.
 ENDLESS = Pbkdf("argon2id", memory_kib=65536, iterations=2**31 - 1, parallel=4)
 #: By the file system, which says no; the others by the filter, which says that there is no such call.
 OF_FILES = {
     *("read a file", "write a file", "read a folder", "read a block device", "write a block device"),
-    *("write /dev/null", "write /proc"),
+    *("write /dev/null", "write /proc", "read what systemd keeps for tokens"),
 }
-#: A filter lets them through, and the kernel finds the arguments wanting.
-FOR_TOKENS = {"request_key"}
+FOR_TOKENS = {"request_key", "read what systemd keeps for tokens"}
 LOOP_MAJOR = 7
 
 
 def run(*arguments):
     command = [sys.executable, "-P", "-s", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    environment = {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
 
 
 @pytest.fixture(scope="module")
-def probed(tmp_path_factory):
-    """What came of each attempt, by kind of probe; the files are everybody's."""
+def everybody(tmp_path_factory):
+    """A folder with a file and a block device that every user may read and write."""
     folder = tmp_path_factory.mktemp("everybody")
     for path in (folder, *folder.parents[:-2]):
         path.chmod(0o755)
@@ -53,9 +57,15 @@ def probed(tmp_path_factory):
     (folder / "file").chmod(0o666)
     os.mknod(folder / "block", stat.S_IFBLK, os.makedev(LOOP_MAJOR, 0))
     (folder / "block").chmod(0o666)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def probed(everybody):
+    """What came of each attempt, by kind of probe."""
     found = {}
     for kind in ("free", "sealed", "tokens"):
-        done = run("-m", "tests.engine.probe", kind, str(folder))
+        done = run("-m", "tests.engine.probe", kind, str(everybody))
         assert done.stderr == ""
         found[kind] = json.loads(done.stdout)
     return found
@@ -75,8 +85,12 @@ def test_without_the_seal_the_attempts_get_through(probed):
 def test_sealed_all_of_them_fail(probed, kind):
     through = {"AF_ALG"} | (FOR_TOKENS if kind == "tokens" else set())
     outcomes = {name: outcome for name, outcome in probed[kind].items() if name not in through}
-    assert {name for name in outcomes if outcomes[name] == "EACCES"} == OF_FILES
+    assert {name for name in outcomes if outcomes[name] == "EACCES"} == OF_FILES - through
     assert {outcome for name, outcome in outcomes.items() if name not in OF_FILES} == {"ENOSYS"}
+
+
+def test_what_only_tokens_need(probed):
+    assert {name for name in FOR_TOKENS if probed["tokens"][name] != probed["free"][name]} == set()
 
 
 @pytest.mark.parametrize("kind", ["sealed", "tokens"])
@@ -123,6 +137,46 @@ async def test_every_thread_is_sealed(shadow):
     assert {(each["Seccomp"], each["NoNewPrivs"], each["Uid"].split()[0]) for each in statuses} == {("2", "1", "65534")}
 
 
+#: What code within a worker, which a header might have brought to run, tries; and what it gets.
+FROM_WITHIN = {
+    "read:{}/block": "EACCES",
+    "write:{}/block": "EACCES",
+    "read:{}/file": "EACCES",
+    "write:{}/file": "EACCES",
+    "socket": "ENOSYS",
+    "fork": "ENOSYS",
+    "execute:/bin/true": "ENOSYS",
+}
+UNSEALED = """
+import runpy, sys
+from luksrotd.worker import session
+session.seal = lambda *, tokens: None
+sys.argv = sys.argv[sys.argv.index("-m") + 1 :]
+runpy.run_module("luksrotd.worker", run_name="__main__")
+"""
+
+
+@pytest.mark.asyncio
+@pytest.mark.usefixtures("token_plugin")
+@pytest.mark.parametrize("sealed", [True, False])
+async def test_what_a_worker_that_was_taken_over_can_do(everybody, tmp_path, sealed):
+    image = make_image(tmp_path / "image", keyslots_size=1024 * 1024)
+    for number, attempt in enumerate(FROM_WITHIN):
+        import_token(image, {"type": TYPE, "keyslots": ["0"], "attempt": attempt.format(everybody)}, number)
+    engine = WorkerEngine() if sealed else WorkerEngine(python=interpreter(tmp_path, UNSEALED))
+    came = {}
+    with contextlib.closing(shadow_of(image)) as shadow:
+        for number, attempt in enumerate(FROM_WITHIN):
+            async with engine.session(shadow, {UNLOCK: TokenSource(number)}) as session:
+                with pytest.raises((EngineError, EngineCrashed)) as caught:
+                    await session.unlock()
+            came[attempt] = caught.value.message.rpartition(": ")[2]
+    succeeded = dict.fromkeys(FROM_WITHIN, "EXFULL")
+    # It is another program then, and ends.
+    succeeded["execute:/bin/true"] = "the worker ended with status 0"
+    assert came == (FROM_WITHIN if sealed else succeeded)
+
+
 # -- when it cannot be had ---------------------------------------------------------------------------------------
 
 
@@ -144,11 +198,33 @@ async def test_no_worker_works_unsealed(shadow, tmp_path, call):
 
 
 @pytest.mark.asyncio
+async def test_a_sandbox_that_has_no_seccomp_call_is_none_the_worse(shadow, tmp_path):
+    """Services under systemd 252's @system-service; libseccomp then takes prctl(2)."""
+    async with worker(shadow, injected(tmp_path, "seccomp:error=EPERM")) as session:
+        assert await session.unlock() == 0
+        assert status(f"/proc/{session.pid}")["Seccomp"] == "2"
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize("error", ["ENOSYS", "EOPNOTSUPP", "EPERM"])
 async def test_without_landlock_the_filter_remains(shadow, tmp_path, error):
     async with worker(shadow, injected(tmp_path, f"landlock_create_ruleset:error={error}")) as session:
         assert await session.unlock() == 0
         assert status(f"/proc/{session.pid}")["Seccomp"] == "2"
+
+
+def test_an_architecture_whose_calls_hide_their_arguments_is_refused():
+    script = """
+from luksrotd.cryptsetup import seccomp
+from luksrotd.errors import EngineError
+from luksrotd.worker.seal import seal
+seccomp._UNLIKE_OTHERS = (seccomp.lib.seccomp_arch_native(),)
+try:
+    seal(tokens=False)
+except EngineError as error:
+    print(error.message, end="")
+"""
+    assert run("-c", script).stdout == "cannot confine the worker: Operation not supported"
 
 
 # -- what must work ----------------------------------------------------------------------------------------------
@@ -176,3 +252,49 @@ async def test_a_token_of_the_keyring_unlocks(tmp_path, key_of_the_session):
     with contextlib.closing(shadow):
         async with WorkerEngine().session(shadow, {UNLOCK: TokenSource(0)}) as session:
             assert await session.unlock() == 0
+
+
+#: Serves a socket as a worker of a user that is not root, who could not start Python wherever it may lie.
+ORDINARY = """
+import os, socket, sys
+from luksrotd.cryptsetup._ffi import ffi, lib
+from luksrotd.worker.confine import confine
+from luksrotd.worker.serve import serve
+from luksrotd.worker.session import Session
+shadow, key, new, control = map(int, sys.argv[1:])
+os.setgroups([])
+os.setresgid(12345, 12345, 12345)
+os.setresuid(12345, 12345, 12345)
+lib.prctl(lib.PR_SET_DUMPABLE, ffi.cast("unsigned long", 1))  # as after exec
+os._exit(serve(control, os.getppid(), Session, confine))
+"""
+
+
+def test_a_worker_of_an_ordinary_user_works_sealed(shadow, tmp_path):
+    ours, theirs = socket.socketpair()
+    fds = [shadow.fd, memfd(KEY), memfd(b"a new key"), theirs.fileno()]
+    environment = {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-P", "-s", "-c", ORDINARY, *map(str, fds)]
+    secrets = {"unlock": {"fd": fds[1], "limit": 100}, "new": {"fd": fds[2], "limit": 100}}
+    edits = [to_wire(AddKeyslot(1, "new", PBKDF_FOR_RANDOM_KEYS))]
+    requests = [
+        {"op": "start", "shadow": fds[0], "secrets": secrets, "secret_seconds": 60},
+        {"op": "load"},
+        {"op": "unlock", "keyslot": None, "volume_key": False},
+        {"op": "apply", "edits": edits},
+        {"op": "opens", "keyslot": 1, "secret": "new"},
+    ]
+    with ours, ours.makefile("rb") as lines, subprocess.Popen(command, pass_fds=fds, env=environment) as process:
+        theirs.close()
+        results = []
+        for request in requests:
+            ours.sendall(wire.encode(request))
+            results.append(wire.result_of(lines.readline()))
+        found = status(f"/proc/{process.pid}")
+        ours.shutdown(socket.SHUT_WR)
+        assert process.wait(60) == 0
+    for fd in fds[1:3]:
+        os.close(fd)
+    assert (results[2], results[4]) == (0, True)
+    assert (found["Seccomp"], found["Uid"].split()[0]) == ("2", "12345")
+    assert cryptsetup_opens(shadow.save(tmp_path / "result"), b"a new key", 1)

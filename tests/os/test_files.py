@@ -9,19 +9,23 @@ from pathlib import Path
 import pytest
 
 from luksrotd import names
+from luksrotd.ctl.exits import Exit
 from luksrotd.daemon import EXIT_CONFIG
+from luksrotd.host.notify import UDEV_SOCKET
 from luksrotd.host.sources import TPM_DEVICE
 
 ROOT = Path(__file__).resolve().parents[2]
-UNITS = ("luksrotd.service", "luksrotd-reconcile.service")
+DAEMON, BOOT, ONE = SERVICES = ("luksrotd.service", "luksrotd-reconcile.service", "luksrotd-reconcile@.service")
+SOCKET = "luksrotd-udev.socket"
+UNITS = (*SERVICES, SOCKET)
 
 #: What `systemd-analyze security` may find at most, in tenths (0 is closed, 100 open).
-EXPOSURE = 25
+EXPOSURE = 15
 
-#: Settings that both units must have alike.
+#: Settings that all services must have alike.
 SANDBOX = re.compile(
     r"^(CapabilityBounding|NoNew|Device|Protect|Private|Restrict|IPAddress|Lock|Memory|SystemCall|Keyring|UMask|LimitCORE"
-    r"|OOMPolicy|RuntimeDirectory|StateDirectory)"
+    r"|OOMPolicy|RuntimeDirectory|StateDirectory|ReadWrite|ReadOnly|Bind|KillMode)"
 )
 
 
@@ -44,7 +48,7 @@ def units(tmp_path):
     """Copies of the units whose programs exist."""
     for unit in UNITS:
         text = (ROOT / "systemd" / unit).read_text(encoding="utf-8")
-        (tmp_path / unit).write_text(re.sub(r"(?m)^ExecStart=.*", "ExecStart=/bin/true", text), encoding="utf-8")
+        (tmp_path / unit).write_text(re.sub(r"(?m)^ExecStart=\S+", "ExecStart=/bin/true", text), encoding="utf-8")
     return [tmp_path / unit for unit in UNITS]
 
 
@@ -61,23 +65,61 @@ def test_verify_would_complain(units):
     assert "WatchdogSecs" in verified.stderr
 
 
-@pytest.mark.parametrize("unit", range(len(UNITS)), ids=UNITS)
+@pytest.mark.parametrize("unit", range(len(SERVICES)), ids=SERVICES)
 def test_the_sandbox_stays_closed(units, unit):
     rated = run("systemd-analyze", "security", "--offline=yes", "--no-pager", f"--threshold={EXPOSURE}", units[unit])
     assert rated.returncode == 0, rated.stdout + rated.stderr
 
 
-def test_both_units_have_the_same_sandbox():
-    daemon, reconcile = map(settings, UNITS)
-    common = {name for name in daemon.keys() | reconcile.keys() if SANDBOX.match(name)}
-    assert len(common) > 20
-    # Reconcile needs no secret.
-    assert daemon["DeviceAllow"].pop() == f"{TPM_DEVICE} rw"
-    assert {name: daemon.get(name) for name in common} == {name: reconcile.get(name) for name in common}
+#: What each service has that the others have not, with what they have instead; anything else must be alike.
+OWN = {
+    # Tokens of callers, files of callers, udev.
+    DAEMON: {
+        "DeviceAllow": ["block-* rw", f"{TPM_DEVICE} rw"],
+        "ProtectHome": ["read-only"],
+        "RestrictAddressFamilies": ["AF_UNIX AF_NETLINK"],
+    },
+    # Block devices only.
+    BOOT: {"DeviceAllow": ["block-* rw"], "ProtectHome": ["yes"], "RestrictAddressFamilies": ["AF_UNIX"]},
+    # An image, too.
+    ONE: {
+        "DeviceAllow": ["block-* rw"],
+        "ProtectHome": ["read-only"],
+        "RestrictAddressFamilies": ["AF_UNIX"],
+        "ReadWritePaths": ["-%f"],
+    },
+}
+
+
+def test_all_services_have_the_same_sandbox():
+    sandboxes = {}
+    for unit in SERVICES:
+        found = settings(unit)
+        sandboxes[unit] = {name: found[name] for name in found if SANDBOX.match(name)}
+        assert {name: sandboxes[unit].pop(name) for name in OWN[unit]} == OWN[unit]
+    assert len(sandboxes[DAEMON]) > 25
+    assert sandboxes[BOOT] == sandboxes[DAEMON]
+    assert sandboxes[ONE] == sandboxes[DAEMON]
+
+
+@pytest.mark.parametrize("unit", SERVICES)
+def test_no_service_has_a_network(unit):
+    found = settings(unit)
+    assert found["PrivateNetwork"] == ["yes"]
+    assert not {"AF_INET", "AF_INET6", "AF_PACKET"} & set(found["RestrictAddressFamilies"][0].split())
+
+
+def test_the_socket_of_udev_comes_and_goes_with_the_daemon():
+    socket = settings(SOCKET)
+    assert settings(DAEMON)["Sockets"] == [SOCKET]
+    assert socket["Service"] == socket["BindsTo"] == [DAEMON]
+    assert socket["ListenNetlink"] == ["kobject-uevent 2"]
+    assert socket["FileDescriptorName"] == [UDEV_SOCKET]
+    assert socket["PassCredentials"] == ["yes"]
 
 
 def test_units_name_the_bus_and_the_directories():
-    daemon = settings("luksrotd.service")
+    daemon = settings(DAEMON)
     assert daemon["Type"] == ["notify"]
     assert daemon["BusName"] == [names.BUS_NAME]
     assert daemon["ExecStart"] == ["/usr/bin/luksrotd"]
@@ -93,17 +135,32 @@ def test_units_name_the_bus_and_the_directories():
 
 
 def test_a_reload_is_a_hangup_and_a_bad_configuration_is_not_tried_again():
-    daemon = settings("luksrotd.service")
+    daemon = settings(DAEMON)
     assert daemon["ExecReload"] == ["kill -HUP $MAINPID"]
     assert daemon["RestartPreventExitStatus"] == [str(EXIT_CONFIG)]
 
 
 def test_reconcile_comes_before_the_daemon_and_ends():
-    reconcile = settings("luksrotd-reconcile.service")
+    reconcile = settings(BOOT)
     assert reconcile["Type"] == ["oneshot"]
-    assert reconcile["Before"] == ["luksrotd.service"]
+    assert reconcile["Before"] == [DAEMON]
     assert reconcile["ExecStart"] == ["/usr/bin/luksrotctl --direct reconcile --all"]
-    assert reconcile["TimeoutStartSec"] != ["infinity"]
+    # A failure of settle does not count, and no command goes on for ever.
+    assert reconcile["ExecStartPre"] == ["-udevadm settle --timeout=30"]
+    assert reconcile["TimeoutStartSec"] == ["90s"]
+
+
+@pytest.mark.parametrize("unit", [BOOT, ONE])
+def test_a_volume_that_waits_for_a_person_is_no_failure_of_the_unit(unit):
+    assert settings(unit)["SuccessExitStatus"] == [str(Exit.PERSON.value)]
+
+
+def test_presets_name_units_that_there_are():
+    lines = (ROOT / "systemd" / "90-luksrotd.preset").read_text(encoding="utf-8").splitlines()
+    presets = dict(reversed(line.split()) for line in lines if line and not line.startswith("#"))
+    assert presets[DAEMON] == presets[BOOT] == "enable"
+    assert presets.pop("luksrotd-rotate@.timer") == "disable"
+    assert all("Install" in (ROOT / "systemd" / unit).read_text(encoding="utf-8") for unit in presets)
 
 
 def test_bus_activation_starts_the_unit():

@@ -25,7 +25,9 @@ LOOP_CONFIGURE: Final = 0x4C0A
 LOOP_CTL_GET_FREE: Final = 0x4C82
 LO_FLAGS_AUTOCLEAR: Final = 4
 LOOP_CONFIG_SIZE: Final = 304
+LOOP_CONFIG_RANGE_OFFSET: Final = 8 + 24  # struct loop_config.info.lo_offset, and lo_sizelimit behind it
 LOOP_CONFIG_FLAGS_OFFSET: Final = 8 + 52  # struct loop_config.info.lo_flags
+BLKFLSBUF: Final = 0x1261  # linux/fs.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -49,9 +51,9 @@ def mount(source: str | Path, target: str | Path, fstype: str = "", flags: int =
     _check(result, f"mount {target}")
 
 
-def unmount(target: str | Path) -> None:
-    """umount2(2), lazily: what is still open keeps working, and nothing new finds it."""
-    _check(_libc.umount2(os.fsencode(target), MNT_DETACH), f"umount {target}")
+def unmount(target: str | Path, *, lazily: bool = True) -> None:
+    """umount2(2); lazily: what is still open keeps working, and nothing new finds it."""
+    _check(_libc.umount2(os.fsencode(target), MNT_DETACH if lazily else 0), f"umount {target}")
 
 
 def die_with_parent() -> None:
@@ -60,16 +62,20 @@ def die_with_parent() -> None:
 
 
 class LoopDevice:
-    """A loop device over an image file; detached by ``detach``, and by the kernel when this process dies.
+    """A loop device over an image file, or ``size`` bytes of it from ``offset`` (0: to its end); detached by ``detach``, and by the kernel when this process dies.
 
     losetup(8) cannot set LO_FLAGS_AUTOCLEAR, hence LOOP_CONFIGURE by hand.  The descriptor held here is what keeps
     the device alive; it is read-only, so that closing it gives no spurious change event.
     """
 
-    def __init__(self, image: Path, sector_size: int = 512) -> None:
+    def __init__(self, image: Path, sector_size: int = 512, *, offset: int = 0, size: int = 0) -> None:
         self.image = image
         with image.open("r+b", buffering=0) as backing:
-            self.path, self._fd = _attach(backing.fileno(), sector_size)
+            self.path, self._fd = _attach(backing.fileno(), sector_size, offset, size)
+
+    def forget(self) -> None:
+        """Have the kernel write and forget what it has cached: the image was, or is to be, changed behind it."""
+        fcntl.ioctl(self._fd, BLKFLSBUF)
 
     def detach(self) -> None:
         """Detach; idempotent.  Completes when the last other user closes the device."""
@@ -90,9 +96,10 @@ class LoopDevice:
         self.detach()
 
 
-def _attach(backing: int, sector_size: int) -> tuple[Path, int]:
+def _attach(backing: int, sector_size: int, offset: int, size: int) -> tuple[Path, int]:
     config = bytearray(LOOP_CONFIG_SIZE)
     struct.pack_into("=II", config, 0, backing, sector_size)
+    struct.pack_into("=QQ", config, LOOP_CONFIG_RANGE_OFFSET, offset, size)
     struct.pack_into("=I", config, LOOP_CONFIG_FLAGS_OFFSET, LO_FLAGS_AUTOCLEAR)
     control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     try:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Hashable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from luksrotd.cryptsetup.api import Context
 from luksrotd.cryptsetup.memory import SafeMemory
@@ -41,6 +41,18 @@ class Loaded:
             if token["type"] != WIPE_TOKEN_TYPE
         }
         return json.dumps({**self.raw, "tokens": tokens}, sort_keys=True), frozenset(self.keyslots.items())
+
+
+class Tool(Protocol):
+    """Who has loaded a header."""
+
+    def metadata(self) -> Raw:
+        """What it says."""
+        ...
+
+    def opens(self, passphrase: SafeMemory, keyslot: int) -> bool:
+        """Whether the keyslot takes it."""
+        ...
 
 
 class Libcryptsetup(AbstractContextManager["Libcryptsetup"]):
@@ -107,10 +119,14 @@ class Libcryptsetup(AbstractContextManager["Libcryptsetup"]):
             raise found
         return found
 
+    def _tool(self, fd: int) -> AbstractContextManager[Tool]:
+        """Who loads the state that is in the memfd; raises ``EngineError``."""
+        return Context(f"/proc/self/fd/{fd}")
+
     def _load(self, image: Image, *, thorough: bool) -> Loaded | EngineError:
         self._put(image)
         try:
-            with Context(f"/proc/self/fd/{self._fd}") as context:
+            with self._tool(self._fd) as context:
                 raw = context.metadata()
                 recovered = self._recovered(image)
                 slots = {int(number): slot for number, slot in raw["keyslots"].items()}
@@ -119,7 +135,7 @@ class Libcryptsetup(AbstractContextManager["Libcryptsetup"]):
         except EngineError as error:
             return error
 
-    def _owner(self, context: Context, image: Image, number: int, slot: Raw, *, thorough: bool) -> str | None:
+    def _owner(self, context: Tool, image: Image, number: int, slot: Raw, *, thorough: bool) -> str | None:
         """The name of the secret that opens a keyslot."""
         salt = slot.get("kdf", {}).get("salt")
         start = int(slot["area"]["offset"])

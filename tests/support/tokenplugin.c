@@ -5,13 +5,18 @@
  *   "passphrase"  what it gives, every byte exclusive-or 0x5a, as hexadecimal digits
  *   "pin"         in the same way: the PIN that it wants
  *   "errno"       a number: what it fails with
+ *   "attempt"     what it tries first: "read:PATH", "write:PATH", "execute:PATH", "fork" or "socket".  Then it fails
+ *                 with the errno value that came of it, or EXFULL if it succeeded.
  *
  * Its type is what its file is called: libcryptsetup-token-TYPE.so.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
 #include <libcryptsetup.h>
 
 #define MASK 0x5a
@@ -52,6 +57,32 @@ static char *decoded(const char *text, size_t *length)
 	return bytes;
 }
 
+static int attempted(const char *text)
+{
+	char what[4096], *path, *const none[] = { NULL };
+	int result = -1;
+
+	snprintf(what, sizeof(what), "%.*s", (int)strcspn(text + 1, "\""), text + 1);
+	path = strchr(what, ':');
+	if (path)
+		*path++ = '\0';
+	errno = EINVAL;
+	if (path && !strcmp(what, "read"))
+		result = open(path, O_RDONLY);
+	else if (path && !strcmp(what, "write"))
+		result = open(path, O_WRONLY);
+	else if (path && !strcmp(what, "execute"))
+		result = execve(path, none, none);
+	else if (!strcmp(what, "socket"))
+		result = socket(AF_UNIX, SOCK_DGRAM, 0);
+	else if (!strcmp(what, "fork")) {
+		result = fork();
+		if (result == 0)
+			_exit(0);
+	}
+	return result < 0 ? -errno : -EXFULL;
+}
+
 int cryptsetup_token_open_pin(struct crypt_device *cd, int token, const char *pin, size_t pin_size, char **password,
 			      size_t *password_length, void *user)
 {
@@ -63,6 +94,9 @@ int cryptsetup_token_open_pin(struct crypt_device *cd, int token, const char *pi
 	(void)user;
 	if (crypt_token_json_get(cd, token, &json) < 0)
 		return -EINVAL;
+	found = member(json, "attempt");
+	if (found)
+		return attempted(found);
 	found = member(json, "errno");
 	if (found) {
 		crypt_log(cd, CRYPT_LOG_ERROR, "The test plugin fails, as it was told.\n");
