@@ -21,7 +21,8 @@ MAN_PAGES = $(patsubst docs/man/%.scd,build/man/%,$(wildcard docs/man/*.scd))
 
 .PHONY: help deps venv venv-dev venv-fuzz demo test test-trixie fuzz soak load check crash-table man completions lock clean
 .PHONY: deb wheel rpm arch packages package-test
-.PHONY: beds deps-beds container-test
+.PHONY: deps-beds beds container-test
+.PHONY: powercut powercut-sample vm-test
 .DELETE_ON_ERROR:
 
 help:
@@ -34,6 +35,8 @@ help:
 	@echo 'make fuzz    fuzz what reads a header, a token, a shadow, a line of a worker'
 	@echo 'make check   run the formatter, the linters and the type checker'
 	@echo 'make crash-table  examine all crash states, and write docs/crash-states.md'
+	@echo 'make powercut  record virtual machines, judge every power cut of them, and write docs/power-cuts.md'
+	@echo 'make powercut-sample  the same in a minute'
 	@echo 'make man     build the man pages into build/man'
 	@echo 'make completions  renew packaging/completions, of the options of luksrotctl'
 	@echo 'make deb     build the Debian package into build/deb'
@@ -112,6 +115,21 @@ check: deps venv-dev
 # All crash states of all operations on all geometries; as root, for it works on loop devices.
 crash-table: deps venv-dev
 	.venv/bin/python -m tests.crash.table
+
+# Real power cuts: recordings of virtual machines, cut at every write, judged by cryptsetup; as root, for hours.  Writes
+# docs/power-cuts.md, unless RELEASE, SCENARIO (a name of tests/powercut/scenarios.py) or STATE say that it is a part.
+SEED ?= 2026
+powercut: deps venv-dev
+	$(DEPS) package beds
+	test -e build/deb/luksrotd_*_amd64.deb || $(MAKE) deb
+	.venv/bin/python -m tests.powercut --seed $(SEED) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(STATE),--state $(STATE)) \
+		$(if $(RELEASE),--release $(RELEASE)) $(if $(SCENARIO),--scenario '$(SCENARIO)') $(if $(RECORD),--record $(RECORD))
+
+# What CI does of it: one recording, few states, always the same ones of it.
+powercut-sample: deps venv-dev
+	$(DEPS) package beds
+	test -e build/deb/luksrotd_*_amd64.deb || $(MAKE) deb
+	.venv/bin/python -m tests.powercut --sample --record always
 
 man: deps docs/man/org.luksrotd1.5.scd $(MAN_PAGES)
 
