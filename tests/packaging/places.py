@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where each file of this tree that is not Python is installed: said a second time, apart from ``packaging/install``."""
+"""Where each file of this tree that is not Python is installed: said a second time, beside ``packaging/install``."""
 
 from pathlib import Path
 
@@ -52,5 +52,5 @@ def sources() -> set[Path]:
 
 def python_files() -> set[str]:
     """The files of the Python package, relative to where Python packages lie."""
-    found = {path for suffix in ("py", "pyi") for path in (ROOT / "luksrotd").rglob(f"*.{suffix}")}
-    return {str(path.relative_to(ROOT)) for path in found} | {"luksrotd/cryptsetup/_ffi.abi3.so"}
+    found = {str(path.relative_to(ROOT)) for path in (ROOT / "luksrotd").rglob("*.py")}
+    return found | {"luksrotd/cryptsetup/_ffi.abi3.so"}
