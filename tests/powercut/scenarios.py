@@ -18,8 +18,8 @@ class Scenario:
 
     ``volumes``: the verbs of ``crashverbs.VERBS`` whose volumes they are at first.  ``prepare`` is done before the
     recording begins; ``broken``: then the verb whose volume takes the place of the first one, under the mapping.
-    ``atomic``: each volume is as before a step or as after it, at any time.  ``ours``: a transaction of luksrotd, or the
-    work of another tool, in which violations are to be found.
+    ``atomic``: each volume is as before a step or as after it, at any time.  ``ours``: a transaction of luksrotd, or
+    the work of another tool, in which violations are to be found.
     """
 
     steps: Mapping[str, str]
@@ -28,6 +28,8 @@ class Scenario:
     broken: str = ""
     atomic: bool = True
     ours: bool = True
+    needs: str = ""
+    """A program that not every machine has."""
     ignore_flushes: bool = False
     """The recording of another scenario, as of a disk that ignores flushes."""
 
@@ -67,7 +69,8 @@ _CRYPTENROLL: Final = "PASSWORD=$(cat main) systemd-cryptenroll --recovery-key {
 
 SCENARIOS: Final[Mapping[str, Scenario]] = {
     "enrolment": Scenario(
-        {"enrolled": f"luksrotctl enroll $A --key-file main --new-keyfile old {_data(OLD_DATA)} {_PBKDF}"}, ("enrolment",)
+        {"enrolled": f"luksrotctl enroll $A --key-file main --new-keyfile old {_data(OLD_DATA)} {_PBKDF}"},
+        ("enrolment",),
     ),
     "rotation": Scenario({"rotated": _new("rotate")}),
     "staged rotation, finished": Scenario({**_STAGE, "finished": "luksrotctl finish $A"}),
@@ -89,6 +92,7 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
         {"rotated": f"{_CRYPTENROLL.format('--wipe-slot=recovery')} >new"},
         ("enrolment",),
         f"{_CRYPTENROLL.format('')} >old",
+        needs="systemd-cryptenroll",
         atomic=False,
         ours=False,
     ),
@@ -161,9 +165,7 @@ def script(scenario: Scenario) -> str:
     """The script for the machine."""
     devices = " ".join(["$A", "$B"][: len(scenario.volumes)])
     steps = "\n".join(f"step '{mark}' {_quoted(command)}" for mark, command in scenario.steps.items())
-    return (
-        SCRIPT.replace("@DEVICES@", devices).replace("@PREPARE@", scenario.prepare).replace("@STEPS@", steps)
-    )
+    return SCRIPT.replace("@DEVICES@", devices).replace("@PREPARE@", scenario.prepare).replace("@STEPS@", steps)
 
 
 def _quoted(command: str) -> str:
