@@ -13,6 +13,7 @@ FOLDERS = {
     "packaging/completions/*.fish": "usr/share/fish/vendor_completions.d",
     "packaging/completions/_*": "usr/share/zsh/vendor-completions",
     "packaging/completions/luksrotctl": "usr/share/bash-completion/completions",
+    "packaging/examples/*": "usr/share/doc/luksrotd/examples",
     "polkit/*.example": "usr/share/doc/luksrotd/examples",
     "polkit/*.policy": "usr/share/polkit-1/actions",
     "systemd/*.catalog": "usr/lib/systemd/catalog",
@@ -28,7 +29,7 @@ RENAMED = {
     "systemd/luksrotd.sysusers": "usr/lib/sysusers.d/luksrotd.conf",
     "systemd/luksrotd.tmpfiles": "usr/lib/tmpfiles.d/luksrotd.conf",
 }
-SOURCES = ("dbus", "packaging/completions", "polkit", "systemd")
+SOURCES = ("dbus", "packaging/completions", "packaging/examples", "polkit", "systemd")
 
 
 def placed() -> dict[str, Path]:
