@@ -165,9 +165,10 @@ arch: wheel
 	@$(DEPS) packages
 	packaging/build-arch
 
-packages: deb rpm arch
+PACKAGES ?= deb rpm arch
+packages: $(PACKAGES)
 
-# What the packages hold, and that luksrotd works out of wheel and sdist alone.
+# What the packages hold, and that luksrotd works out of wheel and sdist alone.  PACKAGES='rpm arch' where the .deb is built.
 package-test: packages venv-dev
 	.venv/bin/python -m pytest --no-cov --tb=native $(PYTEST_ARGS) tests/installed/packages
 
