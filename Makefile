@@ -19,21 +19,30 @@ LOCKED = --require-hashes --no-build-isolation
 
 MAN_PAGES = $(patsubst docs/man/%.scd,build/man/%,$(wildcard docs/man/*.scd))
 
-.PHONY: help deps venv venv-dev venv-fuzz demo test test-trixie fuzz soak load check crash-table man completions lock clean deb
+.PHONY: help deps venv venv-dev venv-fuzz demo test test-trixie fuzz soak load check crash-table man completions lock clean
+.PHONY: deb wheel rpm arch packages package-test
+.PHONY: deps-beds beds container-test
+.PHONY: powercut powercut-sample vm-test
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo    show what luksrotd does'
 	@echo 'make test    run all tests'
 	@echo 'make test-trixie  run all tests on Debian 13, in a folder of its own; as root, with mmdebstrap'
+	@echo 'make container-test  test the installed package on Debian 12 and 13, in containers; as root'
 	@echo 'make soak    run long random sequences against the model of a volume'
 	@echo 'make load    put the daemon under load for an hour, and see that nothing is left of it'
 	@echo 'make fuzz    fuzz what reads a header, a token, a shadow, a line of a worker'
 	@echo 'make check   run the formatter, the linters and the type checker'
 	@echo 'make crash-table  examine all crash states, and write docs/crash-states.md'
+	@echo 'make powercut  record virtual machines, judge every power cut of them, and write docs/power-cuts.md'
+	@echo 'make powercut-sample  the same in a minute'
 	@echo 'make man     build the man pages into build/man'
 	@echo 'make completions  renew packaging/completions, of the options of luksrotctl'
 	@echo 'make deb     build the Debian package into build/deb'
+	@echo 'make wheel   build sdist and wheel into dist'
+	@echo 'make rpm, make arch   build packages for Fedora and Arch into build/rpm and build/arch, so far as that goes here'
+	@echo 'make package-test  build all packages, and test them'
 	@echo 'make venv    only set up .venv with luksrotd in it'
 	@echo 'make lock    renew packaging/*.lock'
 	@echo 'make clean   remove what was built'
@@ -107,6 +116,21 @@ check: deps venv-dev
 crash-table: deps venv-dev
 	.venv/bin/python -m tests.crash.table
 
+# Real power cuts: recordings of virtual machines, cut at every write, judged by cryptsetup; as root, for hours.  Writes
+# docs/power-cuts.md, unless RELEASE, SCENARIO (a name of tests/powercut/scenarios.py) or STATE say that it is a part.
+SEED ?= 2026
+powercut: deps venv-dev
+	$(DEPS) package beds
+	test -e build/deb/luksrotd_*_amd64.deb || $(MAKE) deb
+	.venv/bin/python -m tests.powercut --seed $(SEED) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(STATE),--state $(STATE)) \
+		$(if $(RELEASE),--release $(RELEASE)) $(if $(SCENARIO),--scenario '$(SCENARIO)') $(if $(RECORD),--record $(RECORD))
+
+# What CI does of it: one recording, few states, always the same ones of it.
+powercut-sample: deps venv-dev
+	$(DEPS) package beds
+	test -e build/deb/luksrotd_*_amd64.deb || $(MAKE) deb
+	.venv/bin/python -m tests.powercut --sample --record always
+
 man: deps docs/man/org.luksrotd1.5.scd $(MAN_PAGES)
 
 # Checked in, so that it is there to be read; a test holds it against what it is made of.
@@ -125,6 +149,38 @@ build/man/%: docs/man/%.scd
 deb:
 	@$(DEPS) package
 	packaging/build-deb
+
+# The wheel is built of the sdist, which so is seen to be complete.
+wheel: .venv/build.stamp
+	rm -rf dist && mkdir dist
+	PYTHONPATH=packaging .venv/bin/python -c 'import luksrotd_build; luksrotd_build.build_sdist("dist")'
+	.venv/bin/python -m pip --quiet --disable-pip-version-check wheel --no-build-isolation --no-deps --no-index \
+		--wheel-dir dist dist/*.tar.gz
+
+rpm: wheel
+	@$(DEPS) packages
+	packaging/build-rpm
+
+arch: wheel
+	@$(DEPS) packages
+	packaging/build-arch
+
+packages: deb rpm arch
+
+# What the packages hold, and that luksrotd works out of wheel and sdist alone.
+package-test: packages venv-dev
+	.venv/bin/python -m pytest --no-cov --tb=native $(PYTEST_ARGS) tests/installed/packages
+
+# Debian 12 and 13 in folders, with the package of the last commit installed: what containers boot (tests/beds).
+beds: deps-beds venv-dev deb
+	.venv/bin/python -m tests.beds
+
+deps-beds:
+	@$(DEPS) beds
+
+# The installed package in containers, with systemd as PID 1: units, bus, polkit, upgrade; as root.
+container-test: beds
+	.venv/bin/python -m pytest --no-cov --tb=native $(PYTEST_ARGS) tests/installed/container
 
 # Versions move only here.  Each lock starts from nothing; the later ones are held to the earlier ones' versions.
 lock: deps

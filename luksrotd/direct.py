@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The use cases on the real ports, without a bus: for ``luksrotctl --direct``; the daemon builds its host here too."""
 
+import asyncio
 import errno
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -42,6 +44,7 @@ from luksrotd.service.planning import Planned
 from luksrotd.service.sets import VolumeSets
 from luksrotd.service.setwork import SetRequest, SetResult
 from luksrotd.service.stepwise import StepwiseVolumes
+from luksrotd.service.threads import in_thread
 from luksrotd.service.verbs import Wanted
 from luksrotd.service.volume import Hold, Volumes
 
@@ -53,6 +56,8 @@ CLIENT: Final = "luksrotctl"
 BY_UUID: Final = Path("/dev/disk/by-uuid")
 BLOCK_DEVICES: Final = Path("/sys/class/block")
 
+#: How long a device may take to say what it holds, where others wait for it.
+SCAN_SECONDS: Final = 20.0
 #: A drive without a medium, a node without a driver: nothing to be told about.
 _ABSENT: Final = frozenset({errno.ENOMEDIUM, errno.ENXIO, errno.ENODEV, errno.ENOENT})
 
@@ -156,16 +161,30 @@ def scan() -> tuple[str, ...]:
 
     Raises ``NotAuthorized`` where block devices cannot be read.
     """
-    found, forbidden = [], 0
-    for node in _nodes():
-        try:
-            if _holds_luks2(node):
-                found.append(node)
-        except PermissionError:
-            forbidden += 1
+    return _readable({node: _look(node) for node in _nodes()})
+
+
+async def scan_in_time(seconds: float = SCAN_SECONDS) -> tuple[str, ...]:
+    """The same, side by side; what has not answered after ``seconds`` is there, too, for nobody knows what it holds."""
+    looks = {node: asyncio.ensure_future(in_thread(partial(_look, node), about=node)) for node in _nodes()}
+    if looks:
+        await asyncio.wait(looks.values(), timeout=seconds)
+    return _readable({node: not look.done() or look.result() for node, look in looks.items()})
+
+
+def _look(node: str) -> bool | None:
+    """Whether it holds LUKS2; ``None`` where it may not be read."""
+    try:
+        return _holds_luks2(node)
+    except PermissionError:
+        return None
+
+
+def _readable(found: Mapping[str, bool | None]) -> tuple[str, ...]:
+    forbidden = sum(holds is None for holds in found.values())
     if forbidden and os.geteuid() != 0:
         raise NotAuthorized(f"cannot read {forbidden} block devices: {os.strerror(errno.EACCES)}; try as root")
-    return tuple(found)
+    return tuple(node for node, holds in found.items() if holds)
 
 
 def uuid_of(ref: DeviceRef) -> str | None:

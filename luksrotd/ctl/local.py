@@ -31,7 +31,7 @@ class Local:
 
     async def devices(self) -> Sequence[model.Device]:
         """See ``model.Backend``; raises ``NotAuthorized`` for one who must not read block devices."""
-        return [model.Device(node) for node in direct.scan()]
+        return [model.Device(node) for node in await direct.scan_in_time()]
 
     async def volume(self, device: model.Device, *, data: bool) -> model.Volume:
         """See ``model.Backend``."""

@@ -177,6 +177,13 @@ def reconciled(results: Sequence[tuple[str, Reconciled | Failed]], status: Exit,
     return Report(status, {"dry_run": dry_run, "volumes": volumes}, text or ["no LUKS2 volumes"])
 
 
+def lines_of(device: str, result: Reconciled | Failed) -> Sequence[str]:
+    """What there is to say of one volume that was reconciled."""
+    if isinstance(result, Failed):
+        return [f"{device}: {told(result.error)}"]
+    return _reconciled_lines(device, result, dry_run=False)
+
+
 def _reconciled_lines(device: str, result: Reconciled, *, dry_run: bool) -> Sequence[str]:
     if not result.found:
         return [f"{device}: clean"]

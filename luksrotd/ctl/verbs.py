@@ -21,8 +21,9 @@ from luksrotd.ctl.backend import call
 from luksrotd.ctl.exits import Exit, status_of, worst
 from luksrotd.ctl.model import Backend, Device, Reconciled
 from luksrotd.ctl.newkey import change_key
-from luksrotd.ctl.report import Failed, Report, listed, reconciled, showed, verified
+from luksrotd.ctl.report import Failed, Report, lines_of, listed, reconciled, showed, verified
 from luksrotd.ctl.request import credential, device, seconds
+from luksrotd.ctl.sidebyside import side_by_side
 from luksrotd.errors import Cancelled, InvalidRequest, LuksrotdError
 
 T = TypeVar("T")
@@ -125,18 +126,29 @@ def _verify(options: argparse.Namespace) -> Report:
 
 def _reconcile(options: argparse.Namespace) -> Report:
     async def work(backend: Backend) -> Report:
-        devices = await backend.devices() if options.all else [Device(name, options.header) for name in options.devices]
-        results = []
-        for one in devices:
+        async def one(device: Device) -> Reconciled | Failed:
             result = await _tried(
-                backend.reconcile(one, dry_run=options.dry_run, retire_expired=options.retire_expired)
+                backend.reconcile(device, dry_run=options.dry_run, retire_expired=options.retire_expired)
             )
             if isinstance(result, Failed) and (len(options.devices) == 1 or isinstance(result.error, Cancelled)):
                 raise result.error
-            results.append((one.name, result))
-        return reconciled(results, worst(_status(result) for _, result in results), dry_run=options.dry_run)
+            return result
+
+        if options.all and options.direct:
+            names = [device.name for device in await backend.devices()]
+            found = await side_by_side(names, lambda name: one(Device(name)), lines_of)
+        else:
+            devices = await backend.devices() if options.all else [_named(name, options) for name in options.devices]
+            names = [device.name for device in devices]
+            found = [await one(device) for device in devices]
+        results = list(zip(names, found, strict=True))
+        return reconciled(results, worst(_status(result) for result in found), dry_run=options.dry_run)
 
     return call(options, work)
+
+
+def _named(name: str, options: argparse.Namespace) -> Device:
+    return Device(name, options.header)
 
 
 def _status(result: Reconciled | Failed) -> Exit:

@@ -7,7 +7,9 @@ python -m tests.beds [RELEASE...]
 import sys
 
 from tests.beds import roots
+from tests.beds.initramfs import initramfs
 
 for release in sys.argv[1:] or roots.RELEASES:
     root = roots.installed(release)
     print(root)  # noqa: T201 - what the command is for
+    print(initramfs(release).folder)  # noqa: T201

@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from secrets import token_hex
 from types import TracebackType
 from typing import Final, Self
 
@@ -57,7 +58,7 @@ class Container:
 
     def __enter__(self) -> Self:
         scratch = tempfile.mkdtemp(prefix="luksrotd-bed-")
-        self.name = Path(scratch).name.replace("_", "-").lower()
+        self.name = f"luksrotd-bed-{token_hex(4)}"
         orders = Orders(self.name, str(self._root), scratch, self._binds, self._devices, self._files)
         self._console = tempfile.TemporaryFile()
         self._supervisor = subprocess.Popen(

@@ -25,8 +25,8 @@ STATE: Final = Part("state", 2 * MIB, 8 * MIB)
 VOLUMES: Final = (Part("A", 12 * MIB, 24 * MIB), Part("B", 36 * MIB, 24 * MIB))
 USED: Final = 60 * MIB
 
-#: The foreign token that every volume has; its number, and what is in it.  Long, and behind ours in the JSON text: where
-#: ours grows or shrinks, many sectors change.
+#: The foreign token that every volume has; its number, and what is in it.  Long, and behind ours in the JSON text:
+#: where ours grows or shrinks, many sectors change.
 FOREIGN: Final = (5, {"type": "acme", "keyslots": ["1"], "text": " ".join(f"{n:x}" for n in range(900))})
 
 

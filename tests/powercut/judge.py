@@ -4,11 +4,11 @@
 Of our own transactions each state must be right three times:
 
 1. *as the initramfs finds it*: with both header copies, and with each valid one alone, each volume says exactly what it
-   said before the step that was cut or what it says after it, and exactly the keys of that side open; where the step was
-   marked as done, only what it says after it;
+   said before the step that was cut or what it says after it, and exactly the keys of that side open; where the step
+   was marked as done, only what it says after it;
 2. *after the reconcile unit's command*, which must end well, the same; copies equal, no wipe intent left, no keyslot
-   without a token, no token without its keyslot, no second pair, no old key's area intact; the sequence number has risen
-   with what has changed;
+   without a token, no token without its keyslot, no second pair, no old key's area intact; the sequence number has
+   risen with what has changed;
 3. *after that command has run again*, which must say that the volume is clean and write nothing.
 """
 
@@ -39,7 +39,7 @@ CLEAN: Final = ": clean"
 
 @dataclass(slots=True)
 class Verdict:
-    """What was found in a state.  ``wrong``: violations; ``before``, ``after``: what the cut leaves, and reconcile does."""
+    """What was found in a state.  ``wrong``: violations; ``before``, ``after``: what the cut and reconcile leave."""
 
     name: str
     wrong: list[str] = field(default_factory=list)
@@ -69,7 +69,7 @@ class _Volume:
 
     def now(self, content: bytes) -> Image:
         """The volume with that content."""
-        changes = {}
+        changes: dict[int, bytes] = {}
         for block in range(0, len(content), 4096):
             if content[block : block + 4096] != self.base[block : block + 4096]:
                 numbers = range(block // SECTOR, (block + 4096) // SECTOR)
@@ -87,7 +87,7 @@ class Judge:
         self._moments = recording.moments()
         with ExitStack() as closing:
             self._bench = closing.enter_context(Bench(recording.base, timeline.parts, launcher))
-            self._volumes = [closing.enter_context(tool) and self._volume(part, tool) for part, tool in self._tools()]
+            self._volumes = [self._volume(part, base, closing) for part, base in self._bases()]
             self._closing = closing.pop_all()
 
     def __enter__(self) -> Self:
@@ -160,15 +160,14 @@ class Judge:
         mark = mark_of(image.read(MARKS.offset, SECTOR))
         return self._marks.index(mark) if mark in self._marks else 0
 
-    def _tools(self) -> Iterator[tuple[Part, Stock]]:
-        recording = self._recording
-        secrets = {name: text.encode() for name, text in recording.facts.secrets.items()}
-        for part in recording.volumes:
-            base = recording.base[part.offset : part.offset + part.size]
-            yield part, Stock(base, 2 * pair_of(base).hdr_size, secrets)
+    def _bases(self) -> Iterator[tuple[Part, bytes]]:
+        base = self._recording.base
+        return ((part, base[part.offset : part.offset + part.size]) for part in self._recording.volumes)
 
-    def _volume(self, part: Part, tool: Stock) -> _Volume:
-        base = self._recording.base[part.offset : part.offset + part.size]
+    def _volume(self, part: Part, base: bytes, closing: ExitStack) -> _Volume:
+        secrets = {name: text.encode() for name, text in self._recording.facts.secrets.items()}
+        tool = Stock(base, 2 * pair_of(base).hdr_size, secrets)
+        closing.enter_context(tool)
         volume = _Volume(part, base, tool, ())
         volume.moments = [volume.image(moment) for moment in self._moments]
         last = len(volume.moments) - 1

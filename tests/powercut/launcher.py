@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs the reconcile unit's command, ten times as fast as the program would start: by forks of a process that has loaded it.
+"""Runs the reconcile unit's command, ten times as fast as the program starts: by forks of one that has loaded it.
 
 What runs is ``main``, as in the program; what it starts (wipefs, the worker) are real processes.
 """
@@ -65,7 +65,7 @@ class Launcher:
             capture_output=True,
             check=False,
             timeout=PATIENCE,
-            preexec_fn=die_with_parent,  # noqa: PLW1509 - there are no threads
+            preexec_fn=die_with_parent,
         )
         return Ended(done.returncode, (done.stdout + done.stderr).decode(errors="replace"))
 

@@ -13,6 +13,8 @@ from tests.powercut.scenarios import BUSY, SCENARIOS, script
 from tests.powercut.writelog import parse
 from tests.support.crashverbs import SECRETS
 
+#: What a machine may take, if others work on this one, too.
+SECONDS: Final = 600.0
 TOP: Final = Path(__file__).parents[2]
 FOLDER: Final = TOP / "build" / "powercut"
 
@@ -23,8 +25,11 @@ def folder_of(release: str, name: str) -> Path:
     return FOLDER / release / "-".join(words)
 
 
-def record(release: str, name: str) -> Recording:
-    """Run a scenario in a machine of that release; raises ``AssertionError`` if it fails, or is not all seen."""
+def record(release: str, name: str) -> Recording | None:
+    """Run a scenario in a machine of that release, ``None`` if that has not what it needs.
+
+    Raises ``AssertionError`` if it fails, or is not all seen.
+    """
     scenario = SCENARIOS[name]
     with tempfile.TemporaryDirectory(prefix="luksrotd-powercut-") as directory:
         disk, log = Path(directory, "disk.img"), Path(directory, "log")
@@ -34,7 +39,9 @@ def record(release: str, name: str) -> Recording:
         if scenario.broken:
             files["broken"] = volume(scenario.broken)
         with restored(release, disk=disk, log=log) as machine:
-            status, output = machine.run(script(scenario), files)
+            if scenario.needs and machine.run(f"command -v {scenario.needs}")[0]:
+                return None
+            status, output = machine.run(script(scenario), files, seconds=SECONDS)
         assert status == 0, f"{name} failed in the machine:\n{output}"
         lines = output.splitlines()
         requests = parse(log.read_bytes())

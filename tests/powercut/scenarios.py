@@ -18,8 +18,8 @@ class Scenario:
 
     ``volumes``: the verbs of ``crashverbs.VERBS`` whose volumes they are at first.  ``prepare`` is done before the
     recording begins; ``broken``: then the verb whose volume takes the place of the first one, under the mapping.
-    ``atomic``: each volume is as before a step or as after it, at any time.  ``ours``: a transaction of luksrotd, or the
-    work of another tool, in which violations are to be found.
+    ``atomic``: each volume is as before a step or as after it, at any time.  ``ours``: a transaction of luksrotd, or
+    the work of another tool, in which violations are to be found.
     """
 
     steps: Mapping[str, str]
@@ -28,6 +28,8 @@ class Scenario:
     broken: str = ""
     atomic: bool = True
     ours: bool = True
+    needs: str = ""
+    """A program that not every machine has."""
     ignore_flushes: bool = False
     """The recording of another scenario, as of a disk that ignores flushes."""
 
@@ -90,6 +92,7 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
         {"rotated": f"{_CRYPTENROLL.format('--wipe-slot=recovery')} >new"},
         ("enrolment",),
         f"{_CRYPTENROLL.format('')} >old",
+        needs="systemd-cryptenroll",
         atomic=False,
         ours=False,
     ),

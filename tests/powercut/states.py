@@ -124,11 +124,12 @@ class Timeline:
             raise ValueError(f"no state is called {name}")
         number = int(match[1])
         epoch = self.epochs[number]
+        pieces: dict[int, tuple[Write, ...]]
         if match[2]:
             kept = _chosen(len(epoch.writes), match[2], int(match[3]))
             pieces = {n: (epoch.writes[n],) for n in kept}
         elif match[4]:
-            last = int(match[4])
+            last = _chosen(len(epoch.writes), "only", int(match[4]))[0]
             pieces = {n: (epoch.writes[n],) for n in range(last)}
             pieces[last] = self._torn(epoch.writes[last], match[5], random.Random(name))
         else:
@@ -179,7 +180,7 @@ class Timeline:
     def _fragile(self, write: Write) -> bool:
         return any(part.fragile and part.holds(write) for part in self.parts)
 
-    def _random(self, epoch: Epoch, rng: random.Random) -> Mapping[int, tuple[Write, ...]]:
+    def _random(self, epoch: Epoch, rng: random.Random) -> dict[int, tuple[Write, ...]]:
         pieces: dict[int, tuple[Write, ...]] = {}
         for number, write in enumerate(epoch.writes):
             fate = rng.choices(("kept", "dropped", "torn"), (30, 20, 50))[0]
@@ -210,7 +211,7 @@ class Timeline:
             case "sector":
                 kept = [rng.randrange(count)]
             case "sectors" | "dirty":
-                kept = [n for n in range(count) if rng.random() < 0.5] or [0]  # noqa: PLR2004 - of every kind of subset
+                kept = [n for n in range(count) if rng.random() < 0.5] or [0]
             case "garbage":
                 kept = list(range(rng.randrange(count) + 1))
             case _:

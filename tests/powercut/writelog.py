@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The log of a disk's writes and flushes, as QEMU's blklogwrites filter and dm-log-writes keep it.  Pure.
 
-The format is the kernel's (Documentation/admin-guide/device-mapper/log-writes.rst): a super block, then for each request
-a sector that describes it, and the data behind that.
+The format is the kernel's (Documentation/admin-guide/device-mapper/log-writes.rst): a super block, then for each
+request a sector that describes it, and the data behind that.
 """
 
 import struct

@@ -62,7 +62,9 @@ def die_with_parent() -> None:
 
 
 class LoopDevice:
-    """A loop device over an image file, or ``size`` bytes of it from ``offset`` (0: to its end); detached by ``detach``, and by the kernel when this process dies.
+    """A loop device over an image file, or ``size`` bytes of it from ``offset`` (0: to its end).
+
+    Detached by ``detach``, and by the kernel when this process dies.
 
     losetup(8) cannot set LO_FLAGS_AUTOCLEAR, hence LOOP_CONFIGURE by hand.  The descriptor held here is what keeps
     the device alive; it is read-only, so that closing it gives no spurious change event.

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The same on many volumes: none waits for another."""
+
+import asyncio
+import threading
+
+import pytest
+
+from luksrotd import direct
+from luksrotd.ctl.sidebyside import AT_ONCE, side_by_side
+
+
+@pytest.mark.asyncio
+async def test_one_that_does_not_answer_is_named_and_the_others_are_done(capsys):
+    answers, done = asyncio.Event(), []
+
+    async def operate(name):
+        if name == "silent":
+            await answers.wait()
+        done.append(name)
+        return f"result of {name}"
+
+    def tell(name, result):
+        if len(done) == 2:
+            answers.set()
+        return [f"{name}: {result}"]
+
+    names = ["one", "silent", "two"]
+    async with asyncio.timeout(60):
+        found = await side_by_side(names, operate, tell, silent_seconds=0)
+    assert found == [f"result of {name}" for name in names]
+    assert done == ["one", "two", "silent"]
+    assert capsys.readouterr().err.splitlines() == [
+        "luksrotctl: one: result of one",
+        "luksrotctl: silent: does not answer",
+        "luksrotctl: two: result of two",
+    ]
+
+
+@pytest.mark.asyncio
+async def test_nothing_is_told_when_all_answer_in_time(capsys):
+    async def operate(name):
+        return name.upper()
+
+    assert await side_by_side(["a", "b"], operate, None) == ["A", "B"]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.asyncio
+async def test_not_more_at_once_than_a_machine_has_room_for():
+    running = most = 0
+
+    async def operate(_):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+
+    await side_by_side([str(number) for number in range(3 * AT_ONCE)], operate, None)
+    assert most == AT_ONCE
+
+
+@pytest.mark.asyncio
+async def test_an_interruption_reaches_all():
+    begun, stopped = asyncio.Event(), []
+
+    async def operate(name):
+        if name == "b":
+            begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            stopped.append(name)
+            raise
+
+    task = asyncio.create_task(side_by_side(["a", "b"], operate, None))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert stopped == ["a", "b"]
+
+
+@pytest.mark.asyncio
+async def test_a_device_that_does_not_say_what_it_holds_keeps_no_other_from_being_found(monkeypatch):
+    answers = threading.Event()
+    nodes = {"/dev/luks": True, "/dev/other": False, "/dev/silent": True, "/dev/forbidden": None}
+
+    def look(node):
+        if node == "/dev/silent":
+            answers.wait(60)
+        return nodes[node]
+
+    monkeypatch.setattr(direct, "_nodes", lambda: list(nodes))
+    monkeypatch.setattr(direct, "_look", look)
+    assert await direct.scan_in_time(0.5) == ("/dev/luks", "/dev/silent")
+    answers.set()
+
+
+@pytest.mark.asyncio
+async def test_a_machine_without_block_devices(monkeypatch):
+    monkeypatch.setattr(direct, "_nodes", list)
+    assert await direct.scan_in_time() == ()
