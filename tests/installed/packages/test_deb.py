@@ -43,7 +43,9 @@ def test_every_file_is_at_its_place_and_none_besides(deb):
     plain = {name for name, mode in modes.items() if mode == "-rw-r--r--"}
     assert len(executable | plain) == sum(not name.endswith("/") and bool(name) for name in modes)
     assert executable == {"usr/bin/luksrotctl", "usr/bin/luksrotd"}
-    expected = placed().keys() | {f"{page}.gz" for page in man_pages()} | {f"{PYTHON}/{name}" for name in python_files()}
+    expected = (
+        placed().keys() | {f"{page}.gz" for page in man_pages()} | {f"{PYTHON}/{name}" for name in python_files()}
+    )
     expected |= {f"{METADATA}/{name}" for name in ("METADATA", "WHEEL", "entry_points.txt")}
     expected |= {f"usr/share/doc/luksrotd/{name}" for name in ("changelog.gz", "copyright")}
     compressed = {f"{name}.gz" for name in expected if f"{name}.gz" in plain}
@@ -150,7 +152,9 @@ def test_purge_removes_what_luksrotd_has_kept_and_removal_does_not(tree, tmp_pat
 
 def test_lintian_has_nothing_to_say(deb):
     (changes,) = deb.parent.glob("*.changes")
-    said = subprocess.run(["lintian", "--fail-on=none", "--allow-root", changes], capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        ["lintian", "--fail-on=none", "--allow-root", changes], capture_output=True, text=True, check=True
+    )
     assert (said.stdout, said.stderr) == ("", "")
 
 

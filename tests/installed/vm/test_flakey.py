@@ -93,7 +93,7 @@ def table(number, begin, end, fault):
 
 
 def assert_true(outcome, now):
-    """What the caller was told of the volume, that is what it is; and in any case a key that its token names opens it."""
+    """What the caller was told, that is what the volume is; in any case a key that its token names opens it."""
     new, backup = opens(now, KEYS["new"]), opens(now, KEYS["backup"])
     assert opens(now, KEYS["old"])
     assert new or backup
