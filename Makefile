@@ -21,7 +21,7 @@ MAN_PAGES = $(patsubst docs/man/%.scd,build/man/%,$(wildcard docs/man/*.scd))
 
 .PHONY: help deps venv venv-dev venv-fuzz demo test test-trixie fuzz soak load check crash-table man completions lock clean
 .PHONY: deb wheel rpm arch packages package-test
-.PHONY: deps-beds beds container-test
+.PHONY: deps-beds beds container-test initramfs-test
 .PHONY: powercut powercut-sample vm-test
 .DELETE_ON_ERROR:
 
@@ -38,6 +38,7 @@ help:
 	@echo 'make powercut  record virtual machines, judge every power cut of them, and write docs/power-cuts.md'
 	@echo 'make powercut-sample  the same in a minute'
 	@echo 'make man     build the man pages into build/man'
+	@echo 'make initramfs-test  unlock every crash state with the initramfs of Debian, and boot from some'
 	@echo 'make completions  renew packaging/completions, of the options of luksrotctl'
 	@echo 'make deb     build the Debian package into build/deb'
 	@echo 'make wheel   build sdist and wheel into dist'
@@ -165,9 +166,10 @@ arch: wheel
 	@$(DEPS) packages
 	packaging/build-arch
 
-packages: deb rpm arch
+PACKAGES ?= deb rpm arch
+packages: $(PACKAGES)
 
-# What the packages hold, and that luksrotd works out of wheel and sdist alone.
+# What the packages hold, and that luksrotd works out of wheel and sdist alone.  PACKAGES='rpm arch' where the .deb is built.
 package-test: packages venv-dev
 	.venv/bin/python -m pytest --no-cov --tb=native $(PYTEST_ARGS) tests/installed/packages
 
@@ -181,6 +183,10 @@ deps-beds:
 # The installed package in containers, with systemd as PID 1: units, bus, polkit, upgrade; as root.
 container-test: beds
 	.venv/bin/python -m pytest --no-cov --tb=native $(PYTEST_ARGS) tests/installed/container
+
+# Debian's own initramfs on every crash state, and booted from some (docs/initramfs.md); as root.
+initramfs-test: beds
+	.venv/bin/python -m pytest --no-cov --tb=native $(PYTEST_ARGS) tests/installed/initramfs
 
 # Versions move only here.  Each lock starts from nothing; the later ones are held to the earlier ones' versions.
 lock: deps
