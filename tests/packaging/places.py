@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where each file of this tree that is not Python is installed: said a second time, apart from ``packaging/install``."""
+"""Where each file of this tree that is not Python is installed: said a second time, beside ``packaging/install``."""
 
 from pathlib import Path
 
@@ -13,6 +13,7 @@ FOLDERS = {
     "packaging/completions/*.fish": "usr/share/fish/vendor_completions.d",
     "packaging/completions/_*": "usr/share/zsh/vendor-completions",
     "packaging/completions/luksrotctl": "usr/share/bash-completion/completions",
+    "packaging/examples/*": "usr/share/doc/luksrotd/examples",
     "polkit/*.example": "usr/share/doc/luksrotd/examples",
     "polkit/*.policy": "usr/share/polkit-1/actions",
     "systemd/*.catalog": "usr/lib/systemd/catalog",
@@ -28,7 +29,7 @@ RENAMED = {
     "systemd/luksrotd.sysusers": "usr/lib/sysusers.d/luksrotd.conf",
     "systemd/luksrotd.tmpfiles": "usr/lib/tmpfiles.d/luksrotd.conf",
 }
-SOURCES = ("dbus", "packaging/completions", "polkit", "systemd")
+SOURCES = ("dbus", "packaging/completions", "packaging/examples", "polkit", "systemd")
 
 
 def placed() -> dict[str, Path]:
@@ -52,5 +53,5 @@ def sources() -> set[Path]:
 
 def python_files() -> set[str]:
     """The files of the Python package, relative to where Python packages lie."""
-    found = {path for suffix in ("py", "pyi") for path in (ROOT / "luksrotd").rglob(f"*.{suffix}")}
-    return {str(path.relative_to(ROOT)) for path in found} | {"luksrotd/cryptsetup/_ffi.abi3.so"}
+    found = {str(path.relative_to(ROOT)) for path in (ROOT / "luksrotd").rglob("*.py")}
+    return found | {"luksrotd/cryptsetup/_ffi.abi3.so"}

@@ -57,7 +57,11 @@ def test_arch_depends_on_all_that_the_code_imports():
 
 def enabled():
     """The units that an administrator, or a preset, enables, but for templates."""
-    units = [*(ROOT / "systemd").glob("*.service"), *(ROOT / "systemd").glob("*.socket"), *(ROOT / "systemd").glob("*.timer")]
+    units = [
+        *(ROOT / "systemd").glob("*.service"),
+        *(ROOT / "systemd").glob("*.socket"),
+        *(ROOT / "systemd").glob("*.timer"),
+    ]
     return {unit.name for unit in units if "@" not in unit.name and "\n[Install]\n" in unit.read_text()}
 
 

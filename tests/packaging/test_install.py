@@ -38,12 +38,17 @@ def test_files_are_copies(tree):
 
 def test_everybody_may_read_and_nobody_but_the_owner_may_write(tree):
     modes = {path.relative_to(tree): path.stat().st_mode & 0o7777 for path in tree.rglob("*")}
-    assert {path: oct(mode) for path, mode in modes.items() if mode != (0o755 if (tree / path).is_dir() else 0o644)} == {}
+    assert {
+        path: oct(mode) for path, mode in modes.items() if mode != (0o755 if (tree / path).is_dir() else 0o644)
+    } == {}
 
 
 def test_the_folder_of_completions_for_zsh_can_be_another(tmp_path):
     subprocess.run(
-        ["packaging/install", tmp_path], cwd=ROOT, env={"PATH": "/usr/bin:/bin", "ZSHDIR": "/usr/share/elsewhere"}, check=True
+        ["packaging/install", tmp_path],
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin", "ZSHDIR": "/usr/share/elsewhere"},
+        check=True,
     )
     elsewhere = {name.replace("usr/share/zsh/vendor-completions", "usr/share/elsewhere") for name in placed()}
     assert files(tmp_path) == elsewhere | man_pages()
