@@ -139,10 +139,9 @@ fi
 udevadm settle
 # Each volume is in use, all the time: mapped, mounted, and written to.
 python3 busy.py /run/state /run/busy-* &
-writers=$!
+trap "kill $!" EXIT
 mark begun
 @STEPS@
-kill $writers
 uname -r
 cryptsetup --version
 for name in old new; do echo "secret $name $(base64 -w0 <$name)"; done
@@ -156,7 +155,7 @@ for number in range(1 << 30):
     for file in files:
         os.pwrite(file, os.urandom(100), number * 100 % 65536)
         os.fsync(file)
-        time.sleep(0.004)
+        time.sleep(0.02)
 """
 
 
