@@ -21,8 +21,7 @@ MAN_PAGES = $(patsubst docs/man/%.scd,build/man/%,$(wildcard docs/man/*.scd))
 
 .PHONY: help deps venv venv-dev venv-fuzz demo test test-trixie fuzz soak load check crash-table man completions lock clean
 .PHONY: deb wheel rpm arch packages package-test
-.PHONY: deps-beds beds container-test
-.PHONY: powercut powercut-sample vm-test
+.PHONY: deps-beds beds container-test initramfs-test powercut powercut-sample vm-test vm-kill
 .DELETE_ON_ERROR:
 
 help:
@@ -30,6 +29,8 @@ help:
 	@echo 'make test    run all tests'
 	@echo 'make test-trixie  run all tests on Debian 13, in a folder of its own; as root, with mmdebstrap'
 	@echo 'make container-test  test the installed package on Debian 12 and 13, in containers; as root'
+	@echo 'make vm-test   test the installed package in virtual machines; as root'
+	@echo 'make vm-kill   kill a virtual machine in the middle of 200 rotations'
 	@echo 'make soak    run long random sequences against the model of a volume'
 	@echo 'make load    put the daemon under load for an hour, and see that nothing is left of it'
 	@echo 'make fuzz    fuzz what reads a header, a token, a shadow, a line of a worker'
@@ -38,6 +39,7 @@ help:
 	@echo 'make powercut  record virtual machines, judge every power cut of them, and write docs/power-cuts.md'
 	@echo 'make powercut-sample  the same in a minute'
 	@echo 'make man     build the man pages into build/man'
+	@echo 'make initramfs-test  unlock every crash state with the initramfs of Debian, and boot from some'
 	@echo 'make completions  renew packaging/completions, of the options of luksrotctl'
 	@echo 'make deb     build the Debian package into build/deb'
 	@echo 'make wheel   build sdist and wheel into dist'
@@ -182,6 +184,18 @@ deps-beds:
 # The installed package in containers, with systemd as PID 1: units, bus, polkit, upgrade; as root.
 container-test: beds
 	.venv/bin/python -m pytest --no-cov --tb=native $(PYTEST_ARGS) tests/installed/container
+
+# Debian's own initramfs on every crash state, and booted from some (docs/initramfs.md); as root.
+initramfs-test: beds
+	.venv/bin/python -m pytest --no-cov --tb=native $(PYTEST_ARGS) tests/installed/initramfs
+
+# The installed package on virtual machines, which QEMU emulates.  Minutes are no reason to show where Python is.
+vm-test: beds
+	.venv/bin/python -m pytest --no-cov --tb=native -o faulthandler_timeout=0 $(PYTEST_ARGS) tests/installed/vm
+
+# A machine that loses its power in the middle of a rotation, 200 times, or as often as ROTATIONS says.
+vm-kill: beds
+	.venv/bin/python -m tests.installed.vm.kill_loop $(if $(ROTATIONS),--rotations $(ROTATIONS)) $(if $(SEED),--seed $(SEED))
 
 # Versions move only here.  Each lock starts from nothing; the later ones are held to the earlier ones' versions.
 lock: deps

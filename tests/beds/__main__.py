@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Makes the roots that are missing, so that no test has to wait for them.
+"""Makes the roots, and the saved machines, that are missing, so that no test has to wait for them.
 
 python -m tests.beds [RELEASE...]
 """
@@ -7,9 +7,12 @@ python -m tests.beds [RELEASE...]
 import sys
 
 from tests.beds import roots
+from tests.beds.image import image
 from tests.beds.initramfs import initramfs
+from tests.beds.machine import saved
 
 for release in sys.argv[1:] or roots.RELEASES:
     root = roots.installed(release)
     print(root)  # noqa: T201 - what the command is for
     print(initramfs(release).folder)  # noqa: T201
+    print(saved(release, image(release)))  # noqa: T201

@@ -5,7 +5,6 @@ Its crypttab asks for a passphrase for the volume ``UUID``, as ``ROOT``.
 """
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,12 +15,6 @@ UUID: Final = "6c756b73-726f-4464-8000-000000000001"
 ROOT: Final = "cryptroot"
 PACKAGES: Final = ("busybox", "cryptsetup-initramfs", "e2fsprogs", "initramfs-tools", "linux-image-cloud-amd64", "udev")
 CRYPTTAB: Final = f"{ROOT} UUID={UUID} none luks,initramfs"
-READY: Final = "the root file system is there"
-INIT: Final = f"""#!/busybox sh
-/busybox echo "{READY}"
-/busybox poweroff -f
-"""
-ROOT_SIZE: Final = "4M"
 
 
 @dataclass(frozen=True)
@@ -45,11 +38,6 @@ class Initramfs:
         """The folder that unmkinitramfs(8) makes of it."""
         return self.folder / "files"
 
-    @property
-    def root(self) -> Path:
-        """A root file system, in clear: its init says ``READY`` on the console, and ends the machine."""
-        return self.folder / "root"
-
 
 def initramfs(release: str) -> Initramfs:
     """Made if it is not there; OSError if it cannot be made."""
@@ -59,7 +47,7 @@ def initramfs(release: str) -> Initramfs:
         '--customize-hook=chroot "$1" sh -c "unmkinitramfs /boot/initrd.img-* /files"',
         release,
     ]
-    key = roots._digest(json.dumps([argv, INIT]).encode())
+    key = roots._digest(json.dumps(argv).encode())
     return Initramfs(roots._made(release, f"initramfs-{key}", lambda draft: _assemble(argv, draft)))
 
 
@@ -77,17 +65,3 @@ def _assemble(argv: list[str], draft: Path) -> None:
         roots._remove(draft / "files")
         (draft / "main").rename(draft / "files")
     roots._remove(debian)
-    _make_root(draft)
-
-
-def _make_root(draft: Path) -> None:
-    files = draft / "root.files"
-    for name in ("dev", "proc", "run", "sbin", "sys"):
-        (files / name).mkdir(parents=True)
-    shutil.copy("/bin/busybox", files)
-    init = files / "sbin/init"
-    init.write_text(INIT)
-    init.chmod(0o755)
-    options = ("-q", "-t", "ext4", "-O", "^has_journal", "-d", str(files))
-    roots._run(["mke2fs", *options, str(draft / "root"), ROOT_SIZE])
-    roots._remove(files)

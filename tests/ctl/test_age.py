@@ -84,9 +84,13 @@ def test_two_at_once_rotate_once(enrolled, secret, tmp_path):
     """Both have found it due, and have given a key away: one of them wins."""
     rotated_ago(enrolled, days=100)
     escrow = Escrow(tmp_path / "escrow")
-    first = 'mkdir "$0.first" 2>/dev/null || { echo >"$0.second"; exit; }'
-    wait = 'while ! [ -e "$0.second" ]; do sleep 0.1; done'
-    escrow.does(f"{first}; {wait}", takes='cat >"$0.key.$$"\n')
+    # The first waits until the second one is there, and the second one until the first has ended.
+    first = (
+        'mkdir "$0.first" 2>/dev/null && { echo $PPID >"$0.pid"; until [ -e "$0.second" ]; do sleep 0.1; done; exit; }'
+    )
+    lives = 'grep -q "^State:.[^ZX]" "/proc/$(cat "$0.pid")/status" 2>/dev/null'
+    second = f'until [ -s "$0.pid" ]; do sleep 0.1; done; echo >"$0.second"; while {lives}; do sleep 0.1; done'
+    escrow.does(f"{first} || true\n{second}", takes='cat >"$0.key.$$"\n')
     more = ("--older-than", "90d", "--generate", "--escrow", str(escrow.path))
     argv = [*LUKSROTCTL, "--direct", "rotate", str(enrolled), "-d", str(secret(KEY)), *more, "--json"]
     start = {"env": environment(), "stdout": subprocess.PIPE, "preexec_fn": die_with_parent}

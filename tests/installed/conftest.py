@@ -44,13 +44,18 @@ def volume(loop_volume, container):
 
 
 def renewed(container, loop):
-    """The volume with another UUID and one keyslot, which the container's daemon knows; /root/old.key has ``OLD``."""
-    image = makeimage.make_image(loop.image.with_suffix(".new"), key=OLD)
-    subprocess.run(["dd", f"if={image}", f"of={loop.path}", "bs=1M", "status=none"], check=True)
-    disk = Disk(loop)
+    """The volume as ``anew`` makes it, which the container's daemon knows; /root/old.key has ``OLD``."""
+    disk = anew(loop)
     until(lambda: knows(container, disk), "the daemon knows the volume")
     container.put("/root/old.key", OLD.decode(), mode=0o600)
     return disk
+
+
+def anew(loop):
+    """The volume with another UUID and but one keyslot, which ``OLD`` opens."""
+    image = makeimage.make_image(loop.image.with_suffix(".new"), key=OLD)
+    subprocess.run(["dd", f"if={image}", f"of={loop.path}", "bs=1M", "status=none"], check=True)
+    return Disk(loop)
 
 
 def knows(container, disk):

@@ -58,3 +58,15 @@ def active_again(container, pid):
     """Wait until systemd has started the daemon anew, in place of that process."""
     until(lambda: main_pid(container) not in (0, pid), "it is started again")
     until(lambda: container.show("luksrotd.service")["ActiveState"] == "active", "it has started")
+
+
+def apt(container, *arguments):
+    """apt-get, which asks nothing; what it said."""
+    quiet = ("-o", "Dpkg::Use-Pty=0", "--quiet", "--yes")
+    return container.run("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", *quiet, *arguments).stdout
+
+
+def package_status(container):
+    """What dpkg thinks of the package: ``installed``, ``config-files`` or ``not-installed``."""
+    query = ("dpkg-query", "--show", "--showformat=${db:Status-Status}", "luksrotd")
+    return container.run(*query, check=False).stdout or "not-installed"

@@ -118,7 +118,6 @@ def attempts(device):
         "/home": partial(touch, "/home/probe"),
         "/root": partial(touch, "/root/probe"),
         "/srv": partial(touch, "/srv/probe"),
-        "/dev": partial(touch, "/dev/probe"),
         "/var/lib": partial(touch, "/var/lib/probe"),
         "/run": partial(touch, "/run/probe"),
         "/proc/sys": partial(open_file, "/proc/sys/kernel/core_pattern", os.O_WRONLY),

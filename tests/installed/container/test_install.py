@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""apt installs the package on a fresh Debian, upgrades it, removes it and purges it."""
+"""apt upgrades the package, removes it and installs it again, on a machine that has it."""
 
 import subprocess
 
@@ -7,10 +7,18 @@ import pytest
 
 from luksrotd import names
 from tests.beds import roots
-from tests.beds.container import PROJECT, Container
+from tests.beds.container import Container
 from tests.beds.waiting import until
 from tests.installed.conftest import FAST_KEYS, renewed
-from tests.installed.container.actions import enroll, luksrotctl, main_pid, property_of, rotate
+from tests.installed.container.actions import (
+    apt,
+    enroll,
+    luksrotctl,
+    main_pid,
+    package_status,
+    property_of,
+    rotate,
+)
 from tests.installed.container.packages import later, version_of
 from tests.support.daemon_process import BACKUP, NEW, OLD
 
@@ -18,105 +26,6 @@ DAEMON, RECONCILE = "luksrotd.service", "luksrotd-reconcile.service"
 PACKAGE = "/packages/luksrotd.deb"
 LATER = "/packages/later/luksrotd.deb"
 QUIET = ("-o", "Dpkg::Use-Pty=0", "--quiet", "--yes")
-
-
-def apt(container, *arguments):
-    return container.run("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", *QUIET, *arguments).stdout
-
-
-def status(container):
-    """What dpkg thinks of the package: ``installed``, ``config-files`` or ``not-installed``."""
-    query = ("dpkg-query", "--show", "--showformat=${db:Status-Status}", "luksrotd")
-    return container.run(*query, check=False).stdout or "not-installed"
-
-
-# -- on a fresh machine ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def fresh(release, loop_volume):
-    """Debian as it comes, without network, on which the package is then installed."""
-    binds = {PACKAGE: roots.deb()}
-    with Container(roots.base(release), binds=binds, devices=[loop_volume.path]) as container:
-        assert status(container) == "not-installed"
-        apt(container, "install", PACKAGE)
-        yield container
-
-
-def test_it_is_installed_and_everything_runs(fresh):
-    assert status(fresh) == "installed"
-    assert fresh.run("dpkg", "--audit").stdout == ""
-    for unit in (DAEMON, RECONCILE):
-        assert fresh.run("systemctl", "is-enabled", unit).stdout == "enabled\n"
-        assert fresh.run("systemctl", "is-active", unit).stdout == "active\n"
-    assert fresh.run("systemctl", "--failed", "--no-legend").stdout == ""
-    assert fresh.run("busctl", "status", names.BUS_NAME).returncode == 0
-
-
-def test_the_worker_has_its_user(fresh):
-    _, _, uid, _, _, home, shell = fresh.run("getent", "passwd", names.WORKER_USER).stdout.strip().split(":")
-    assert 0 < int(uid) < 1000
-    assert (home, shell) == ("/", "/usr/sbin/nologin")
-
-
-def test_the_volume_that_was_there_is_managed_at_once(fresh, loop_volume):
-    assert str(loop_volume.path) in luksrotctl(fresh, "list")
-
-
-def test_the_journal_can_explain_our_entries(fresh):
-    for message_id in names.MessageId:
-        assert "Defined-By: luksrotd" in fresh.run("journalctl", "--dump-catalog", message_id).stdout
-
-
-def test_polkit_knows_the_actions(fresh):
-    shown = fresh.run("pkaction").stdout.split()
-    assert set(names.ACTIONS) <= set(shown)
-
-
-def test_man_pages_and_completions_are_where_the_tools_look(fresh):
-    pages = {f"/usr/share/man/man{path.stem[-1]}/{path.stem}.gz" for path in (PROJECT / "docs/man").glob("*.scd")}
-    files = set(fresh.run("dpkg", "--listfiles", "luksrotd").stdout.split())
-    assert pages
-    assert pages <= files
-    assert {
-        "/usr/share/bash-completion/completions/luksrotctl",
-        "/usr/share/zsh/vendor-completions/_luksrotctl",
-        "/usr/share/fish/vendor_completions.d/luksrotctl.fish",
-    } <= files
-    for page in pages:
-        assert fresh.run("zcat", page).stdout.count(".TH") == 1
-
-
-def test_every_file_is_as_it_was_packed(fresh):
-    assert fresh.run("dpkg", "--verify", "luksrotd").stdout == ""
-
-
-def test_only_the_configuration_is_in_etc(fresh):
-    files = fresh.run("dpkg", "--listfiles", "luksrotd").stdout.split()
-    assert [file for file in files if file.startswith("/etc/")] == ["/etc/luksrotd", "/etc/luksrotd/luksrotd.conf"]
-    assert fresh.run("dpkg-query", "--show", "--showformat=${Conffiles}", "luksrotd").stdout.split()[0] == (
-        "/etc/luksrotd/luksrotd.conf"
-    )
-
-
-def test_it_is_there_after_a_reboot(fresh):
-    fresh.reboot()
-    assert fresh.run("systemctl", "is-system-running").stdout == "running\n"
-    assert main_pid(fresh)
-
-
-def test_purged_it_leaves_nothing_but_the_user(fresh):
-    apt(fresh, "purge", "--autoremove", "luksrotd")
-    assert status(fresh) == "not-installed"
-    found = fresh.run("find", "/", "-xdev", "-name", "*luksrotd*", "-not", "-path", "/packages*").stdout.split()
-    assert [path for path in found if not path.startswith("/var/log/")] == []
-    mentions = fresh.run("grep", "--recursive", "--files-with-matches", "luksrotd", "/etc", check=False).stdout.split()
-    assert {mention.rstrip("-") for mention in mentions} <= {"/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow"}
-    assert fresh.run("systemctl", "is-active", DAEMON, check=False).stdout == "inactive\n"
-    assert fresh.run("systemctl", "--failed", "--no-legend").stdout == ""
-
-
-# -- on a machine that has it ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +93,7 @@ def test_an_upgrade_while_a_key_is_derived_loses_nothing(machine, enrolled, pack
 
 def test_removed_it_leaves_a_volume_to_stock_tools_and_comes_back(machine, enrolled, loop_volume):
     apt(machine, "remove", "luksrotd")
-    assert status(machine) == "config-files"
+    assert package_status(machine) == "config-files"
     assert machine.run("systemctl", "is-active", DAEMON, check=False).stdout == "inactive\n"
     assert machine.run("systemctl", "--failed", "--no-legend").stdout == ""
     # The volume, by the cryptsetup of that machine: open, add, kill, and our token is no hindrance.
@@ -199,7 +108,7 @@ def test_removed_it_leaves_a_volume_to_stock_tools_and_comes_back(machine, enrol
     assert [enrolled.opens(secret) for secret in (OLD, BACKUP, NEW)] == [True, False, True]
 
     apt(machine, "install", PACKAGE)
-    assert status(machine) == "installed"
+    assert package_status(machine) == "installed"
     for unit in (DAEMON, RECONCILE):
         assert machine.run("systemctl", "is-enabled", unit).stdout == "enabled\n"
     until(lambda: str(loop_volume.path) in luksrotctl(machine, "list"), "it manages the volume again")

@@ -6,13 +6,14 @@ import ctypes
 import ctypes.util
 import re
 import select
+import shutil
 import socket
 import subprocess
 import time
 
 import pytest
 
-from tests.beds.initramfs import READY, ROOT, UUID, initramfs
+from tests.beds.initramfs import ROOT, UUID, initramfs
 from tests.beds.machine import HARDWARE
 from tests.support.crash import Enumeration
 from tests.support.crashjudge import pair_of
@@ -22,6 +23,12 @@ from tests.support.makeimage import set_uuid
 from tests.support.realvolume import Geometry, RealVolume, carried, epochs_of, prepared, volume_key_of
 
 SECONDS = 300
+#: All that there is in the root file system.
+READY = "the root file system is there"
+INIT = f"""#!/busybox sh
+/busybox echo "{READY}"
+/busybox poweroff -f
+"""
 WORDS = "console=ttyS0 quiet panic=1 mitigations=off no_timer_check tsc=reliable"
 HALF = Geometry().headers // 2
 #: One release for each state: what differs between the states is libcryptsetup's and udev's, not the kernel's.
@@ -62,6 +69,22 @@ def rotation(tmp_path_factory):
         return Enumeration(before, epochs_of(volume.log)[:-1], Geometry().headers)
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """The root file system, in clear."""
+    folder = tmp_path_factory.mktemp("root")
+    for name in ("dev", "proc", "run", "sbin", "sys"):
+        (folder / "files" / name).mkdir(parents=True)
+    shutil.copy("/bin/busybox", folder / "files")
+    init = folder / "files/sbin/init"
+    init.write_text(INIT)
+    init.chmod(0o755)
+    # Blocks as large as the sectors of the volume.
+    options = ("-q", "-t", "ext4", "-b", "4096", "-O", "^has_journal", "-d", str(folder / "files"))
+    subprocess.run(["mke2fs", *options, str(folder / "image"), "4M"], check=True)
+    return (folder / "image").read_bytes()
+
+
 def state(rotation, cut):
     if cut == "between the headers":
         return rotation.starts[2]
@@ -78,7 +101,7 @@ def disk(image, root):
     segment = pair_of(image).winner.metadata.raw["segments"]["0"]
     assert segment["encryption"] == "aes-xts-plain64"
     key = volume_key_of(bytes(image))
-    return bytes(image)[: int(segment["offset"])] + encrypted(key, root.read_bytes(), segment["sector_size"])
+    return bytes(image)[: int(segment["offset"])] + encrypted(key, root, segment["sector_size"])
 
 
 class Console:
@@ -121,12 +144,12 @@ class Console:
 
 
 @pytest.mark.parametrize("cut", CUTS)
-def test_the_machine_boots(cut, rotation, tmp_path):
+def test_the_machine_boots(cut, rotation, root, tmp_path):
     boot = initramfs(CUTS[cut])
     image = state(rotation, cut)
     (name,) = (one for token in pair_of(image).winner.metadata.raw["tokens"].values() if (one := described(token)))
     path = tmp_path / "disk"
-    path.write_bytes(disk(image, boot.root))
+    path.write_bytes(disk(image, root))
     console = Console(boot, path)
     try:
         console.wait_for(f"Please unlock disk {ROOT}")
