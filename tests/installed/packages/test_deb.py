@@ -59,6 +59,7 @@ def test_only_the_configuration_is_the_administrators(tree):
 
 def test_one_package_serves_every_python_that_luksrotd_runs_on(fields):
     depends = relations(fields["Depends"])
+    assert "python3 (>= 3.11~)" in fields["Depends"].split(", ")
     assert "<" not in depends["python3"]
     assert not any(name.startswith("python3.") for name in depends)
     assert fields["Architecture"] == run("dpkg", "--print-architecture").strip()
