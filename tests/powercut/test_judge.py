@@ -15,7 +15,6 @@ from tests.powercut.inside import Result, Task, judged
 from tests.powercut.page import page, wrong
 from tests.powercut.recording import BEGUN, Facts, Recording, cut_out
 from tests.powercut.writelog import Request, parse, serialise
-from tests.support.crash import Epoch
 from tests.support.crashverbs import SECRETS, VERBS
 from tests.support.realvolume import RealSimulation
 from tests.support.simdisk import Write
@@ -30,7 +29,7 @@ def mark(step: str) -> list[Request]:
     return [Request(Write(MARKS.offset, text.ljust(512, b"\0"))), FLUSH]
 
 
-def rotation() -> list[Epoch]:
+def rotation() -> list[list[Write]]:
     """The writes of a rotation, on the disk."""
     content = volume("rotation")
     simulation = RealSimulation(content + bytes(VOLUMES[0].size - len(content)))
@@ -39,7 +38,7 @@ def rotation() -> list[Epoch]:
     return [[Write(at + write.offset, write.data) for write in epoch] for epoch in simulation.disk.epochs() if epoch]
 
 
-def recorded(folder: Path, epochs: Sequence[Epoch], scenario: str = "rotation") -> Path:
+def recorded(folder: Path, epochs: Sequence[Sequence[Write]], scenario: str = "rotation") -> Path:
     """A recording of these epochs, in a folder."""
     disk = folder / "disk"
     make_disk(disk, ["rotation"])
