@@ -57,7 +57,12 @@ class Connection:
 
         Raises ``Unreachable``, ``InvalidRequest`` for what no message can hold, and what the daemon raised.
         """
-        interactive = sys.stdin is not None and sys.stdin.isatty()
+        flags = MessageFlag.NONE
+        if sys.stdin is not None and sys.stdin.isatty():
+            flags |= MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION
+        if path.startswith(names.JOB_PATH):
+            # A job goes with its daemon: another daemon, which systemd may just have been told to stop, does not know it.
+            flags |= MessageFlag.NO_AUTOSTART
         message = Message(
             destination=names.BUS_NAME,
             path=path,
@@ -66,7 +71,7 @@ class Connection:
             signature=signature,
             body=list(body),
             unix_fds=list(fds),
-            flags=MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else MessageFlag.NONE,
+            flags=flags,
         )
         reply = _checked(await self._send(message, lost), lost)
         self.owner = str(reply.sender)

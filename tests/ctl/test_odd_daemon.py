@@ -5,7 +5,7 @@ import asyncio
 import os
 
 import pytest
-from dbus_next.constants import MessageType
+from dbus_next.constants import MessageFlag, MessageType
 from dbus_next.message import Message
 from dbus_next.signature import Variant
 
@@ -92,6 +92,19 @@ async def test_the_result_of_a_job_cannot_be_read_any_more(backend, tmp_path):
         await rotate(given, output)
     assert raised.value.outcome is Outcome.COMMITTED
     assert (tmp_path / "key").read_bytes() == b"generated"  # it opens the volume now
+
+
+@pytest.mark.parametrize(("path", "starts"), [(names.ROOT_PATH, True), (JOB, False)])
+async def test_to_ask_for_a_job_starts_no_daemon(monkeypatch, path, starts):
+    sent = []
+
+    async def record(_, message, __):
+        sent.append(message)
+        return Message(path=path, member="X", interface="i.f", sender=":1.7")
+
+    monkeypatch.setattr(Connection, "_send", record)
+    await Connection().call(path, (names.JOB_INTERFACE, "Cancel"))
+    assert [MessageFlag.NO_AUTOSTART not in message.flags for message in sent] == [starts]
 
 
 async def test_a_job_that_failed_says_why_even_then(backend):

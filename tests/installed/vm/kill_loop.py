@@ -5,8 +5,8 @@
 
 QEMU gets SIGKILL at a moment that the seed chooses; then a machine starts with the same disk, in which
 luksrotd-reconcile.service runs, or the daemon sees the disk.  On the host the disk is judged before and after that:
-which keys open it.  What fails is kept.  Of what a real power cut does this has one part only, that the guest's page cache is
-lost; for the rest see tests/powercut.
+which keys open it.  What fails is kept.  Of what a real power cut does this has one part only, that the guest's page
+cache is lost; for the rest see tests/powercut.
 """
 
 import argparse

@@ -4,9 +4,9 @@
 import pytest
 
 from tests.beds import roots
-from tests.beds.machine import DISK_BYTES, booted
+from tests.beds.machine import DISK_BYTES, booted, restored
 from tests.installed.vm.test_in_use import CLOSED, MOUNTED, REOPENED
-from tests.installed.vm.volumes import FILES, KEYS, kit, opens
+from tests.installed.vm.volumes import FILES, KEYS, SMALL, cut_out, kit, make_volume, opens, place, put
 from tests.support.makeimage import make_image
 
 UNITS = """
@@ -63,3 +63,61 @@ def test_a_machine_boots_works_and_boots_again(release, disk):
     assert opens(disk, KEYS["new"])
     assert opens(disk, KEYS["old"])
     assert not opens(disk, KEYS["backup"])
+
+
+HANG = f"""
+cat >/etc/systemd/system/hang.service <<'END'
+[Unit]
+Requires=dev-vdb.device
+After=dev-vdb.device systemd-udev-trigger.service
+Before=luksrotd-reconcile.service
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=dmsetup create hung --table "0 {SMALL // 512} linear /dev/vdb {place(0) // 512}"
+ExecStart=dmsetup create well --table "0 {SMALL // 512} linear /dev/vdb {place(1) // 512}"
+ExecStart=udevadm settle --timeout=60
+ExecStart=dmsetup suspend --nolockfs --noflush hung
+[Install]
+RequiredBy=luksrotd-reconcile.service
+END
+mkdir /etc/systemd/system/luksrotd-reconcile.service.d
+cat >/etc/systemd/system/luksrotd-reconcile.service.d/soon.conf <<'END'
+[Service]
+TimeoutStartSec=30s
+TimeoutStopSec=3s
+END
+systemctl enable hang.service
+"""
+BOOTED_ALL_THE_SAME = """
+systemctl is-active multi-user.target hang.service luksrotd.service
+dmsetup info hung | grep SUSPENDED
+luksrotctl --direct show /dev/mapper/well
+journalctl --no-pager --unit luksrotd-reconcile.service
+dmsetup resume hung
+clean_both() { [ "$(reconcile true | grep --only-matching ' 0 0 ""' | wc --lines)" = 2 ]; }
+volume /dev/mapper/hung
+volume /dev/mapper/well
+until clean_both; do sleep 0.5; done
+"""
+
+
+def test_a_device_that_hangs_at_boot_holds_up_neither_the_boot_nor_other_volumes(tmp_path):
+    volumes = [make_volume(tmp_path / name, SMALL) for name in ("hung", "well")]
+    for volume in volumes:  # the secondary header is lost
+        with volume.open("r+b") as file:
+            file.seek(16384)
+            file.write(bytes(16384))
+    disk = tmp_path / "disk"
+    put(disk, volumes)
+    with restored("bookworm", disk=disk) as machine:
+        machine.check(HANG)
+        machine.reboot()
+        said = machine.check("journalctl --no-pager --unit luksrotd-reconcile.service --unit luksrotd.service")
+        healed = cut_out(disk, 1, tmp_path / "now").read_bytes()
+        assert healed[16384:16390] == b"SKUL\xba\xbe", said
+        machine.check(kit(BOOTED_ALL_THE_SAME), FILES)
+    for number in range(2):
+        now = cut_out(disk, number, tmp_path / "now")
+        assert now.read_bytes()[16384:16390] == b"SKUL\xba\xbe"
+        assert opens(now, KEYS["backup"])
