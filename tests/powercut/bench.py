@@ -98,7 +98,8 @@ class Bench:
 
 
 def prepare_machine() -> None:
-    """Mounts of our own for this process: runtime and state directories that are empty."""
+    """Mounts of our own for this process: runtime and state directories that are empty, and where they always are."""
+    os.environ.pop("STATE_DIRECTORY", None)
     enter_private_mount_namespace()
     mount("none", "/run", "tmpfs")
     mount("none", "/var/lib", "tmpfs")

@@ -155,7 +155,7 @@ def _distinct(timeline: Timeline, task: Task, result: Result) -> Iterator[str]:
 
 def _chunks(names: Iterator[str] | Sequence[str]) -> Iterator[list[tuple[str, bool]]]:
     """With each name, whether the program itself is to reconcile the state."""
-    numbered = ((name, number % EXECUTABLE_EVERY == EXECUTABLE_EVERY - 1) for number, name in enumerate(names))
+    numbered = ((name, number % EXECUTABLE_EVERY == 0) for number, name in enumerate(names))
     while chunk := list(itertools.islice(numbered, CHUNK)):
         yield chunk
 

@@ -132,7 +132,9 @@ class Judge:
         for volume, seen, content in zip(self._volumes, views, contents, strict=True):
             now = volume.now(content)
             verdict.repaired |= now.key != seen.key
-            verdict.wrong += [f"{volume.part.name}, reconciled: {what}" for what in self._ended(volume, step, seen, now)]
+            verdict.wrong += [
+                f"{volume.part.name}, reconciled: {what}" for what in self._ended(volume, step, seen, now)
+            ]
             verdict.after |= _kinds(volume.classifiers[step].classify(now))
         verdict.wrong += [f"reconciled: {kind}" for kind in sorted(map(str, verdict.after - {Leftover.GHOST}))]
 

@@ -69,7 +69,8 @@ _CRYPTENROLL: Final = "PASSWORD=$(cat main) systemd-cryptenroll --recovery-key {
 
 SCENARIOS: Final[Mapping[str, Scenario]] = {
     "enrolment": Scenario(
-        {"enrolled": f"luksrotctl enroll $A --key-file main --new-keyfile old {_data(OLD_DATA)} {_PBKDF}"}, ("enrolment",)
+        {"enrolled": f"luksrotctl enroll $A --key-file main --new-keyfile old {_data(OLD_DATA)} {_PBKDF}"},
+        ("enrolment",),
     ),
     "rotation": Scenario({"rotated": _new("rotate")}),
     "staged rotation, finished": Scenario({**_STAGE, "finished": "luksrotctl finish $A"}),
@@ -163,9 +164,7 @@ def script(scenario: Scenario) -> str:
     """The script for the machine."""
     devices = " ".join(["$A", "$B"][: len(scenario.volumes)])
     steps = "\n".join(f"step '{mark}' {_quoted(command)}" for mark, command in scenario.steps.items())
-    return (
-        SCRIPT.replace("@DEVICES@", devices).replace("@PREPARE@", scenario.prepare).replace("@STEPS@", steps)
-    )
+    return SCRIPT.replace("@DEVICES@", devices).replace("@PREPARE@", scenario.prepare).replace("@STEPS@", steps)
 
 
 def _quoted(command: str) -> str:
