@@ -10,6 +10,8 @@ Of our own transactions each state must be right three times:
    without a token, no token without its keyslot, no second pair, no old key's area intact; the sequence number has
    risen with what has changed;
 3. *after that command has run again*, which must say that the volume is clean and write nothing.
+
+A step that is not atomic must at least leave a key that its token leads to, and no keyslot without a token, before 2.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,6 +33,8 @@ from tests.support.crashjudge import pair_of
 from tests.support.leftovers import Classifier, Instance, Leftover
 from tests.support.oracle import Oracle
 
+#: What no cut may leave, in steps neither.
+ALWAYS_WRONG: Final = frozenset({Leftover.LOST, Leftover.NO_BACKUP, Leftover.LEAKED, Leftover.OTHER_KEY})
 #: Of so many states in a row, one is reconciled by the program itself, not by its ``main`` in a fork.
 EXECUTABLE_EVERY: Final = 50
 #: What the command says of a volume in which there was nothing to do.
@@ -109,6 +113,7 @@ class Judge:
         if not scenario.ours:
             verdict.wrong += sorted(map(str, verdict.before - {Leftover.GHOST}))
             return verdict
+        verdict.wrong += sorted(map(str, verdict.before & ALWAYS_WRONG))
         verdict.executable = executable
         self._reconcile(image, views, step, verdict)
         return verdict

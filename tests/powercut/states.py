@@ -30,6 +30,8 @@ BLOCK: Final = 4096
 TEARS: Final = ("head512", "tail512", "head4096", "tail4096", "half", "odd", "garbage")
 #: How many epochs before and after a header write are looked at closely, too.
 AROUND: Final = 4
+#: Of so many others, one is looked at, as it ends.
+FAR: Final = 10
 _NAME: Final = re.compile(r"e(\d+)\.(?:(first|without|only)(\d+)|torn(\d+)\.(\w+)|random(\d+)s(\d+))")
 
 
@@ -139,15 +141,18 @@ class Timeline:
     def names(self, seed: int) -> Iterator[str]:
         """The names of all states that are made by rule, then, without an end, of those made at random from ``seed``.
 
-        The same state may come under several names.
+        Those by rule are shuffled: who looks at a part of them has some of everything.  The same state may come under
+        several names.
         """
         near = self._near()
-        for number, epoch in enumerate(self.epochs):
-            yield from self._by_rule(number, epoch) if number in near else [f"e{number}.first{len(epoch.writes)}"]
+        ruled = [name for n, epoch in enumerate(self.epochs) if n in near for name in self._by_rule(n, epoch)]
+        ruled += [f"e{n}.first{len(self.epochs[n].writes)}" for n in range(0, len(self.epochs), FAR) if n not in near]
+        rng = random.Random(seed)
+        rng.shuffle(ruled)
+        yield from ruled
         weights = self._weights()
         if not sum(weights):
             return
-        rng = random.Random(seed)
         count = 0
         while True:
             number = rng.choices(range(len(weights)), weights)[0]
