@@ -4,7 +4,9 @@
 import asyncio
 import errno
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -165,11 +167,32 @@ def scan() -> tuple[str, ...]:
 
 
 async def scan_in_time(seconds: float = SCAN_SECONDS) -> tuple[str, ...]:
-    """The same, side by side; what has not answered after ``seconds`` is there, too, for nobody knows what it holds."""
+    """The same, side by side; last come those that have not answered after ``seconds``, whatever they may hold."""
     looks = {node: asyncio.ensure_future(in_thread(partial(_look, node), about=node)) for node in _nodes()}
     if looks:
         await asyncio.wait(looks.values(), timeout=seconds)
-    return _readable({node: not look.done() or look.result() for node, look in looks.items()})
+    answered = {node: look.result() for node, look in looks.items() if look.done()}
+    return _readable(answered | {node: True for node in looks if node not in answered})
+
+
+class Turns:
+    """One after the other for nodes that show one LUKS UUID, where all else is done side by side.
+
+    They may be one and the same storage (paths to one disk, a mirror and its members), and locks go by the node.
+    """
+
+    def __init__(self) -> None:
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    @asynccontextmanager
+    async def of(self, ref: DeviceRef) -> AsyncIterator[None]:
+        """This one's turn; at once for what has no LUKS2 header that could be read, and so is not written either."""
+        try:
+            uuid = await in_thread(partial(uuid_of, ref), about=ref.metadata_path)
+        except LuksrotdError:
+            uuid = None
+        async with self._turns[uuid] if uuid else nullcontext():
+            yield
 
 
 def _look(node: str) -> bool | None:

@@ -61,7 +61,7 @@ class Connection:
         if sys.stdin is not None and sys.stdin.isatty():
             flags |= MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION
         if path.startswith(names.JOB_PATH):
-            # A job goes with its daemon: another daemon, which systemd may just have been told to stop, does not know it.
+            # A job goes with its daemon: another one, which systemd may just have been told to stop, does not know it.
             flags |= MessageFlag.NO_AUTOSTART
         message = Message(
             destination=names.BUS_NAME,

@@ -27,6 +27,7 @@ class Local:
         """``engine``: who writes the header, of ``names.ENGINES``."""
         #: The use cases, for the verbs of ``ctl.offline``.
         self.volumes = direct.volumes(engine)
+        self._turns = direct.Turns()
         self._done = False
 
     async def devices(self) -> Sequence[model.Device]:
@@ -161,7 +162,9 @@ class Local:
     async def reconcile(self, device: model.Device, *, dry_run: bool, retire_expired: bool = False) -> model.Reconciled:
         """See ``model.Backend``."""
         with permissions():
-            done = await self.volumes.reconcile(ref_of(device), dry_run=dry_run, retire_expired=retire_expired)
+            ref = ref_of(device)
+            async with self._turns.of(ref):
+                done = await self.volumes.reconcile(ref, dry_run=dry_run, retire_expired=retire_expired)
         differences = [
             model.Difference(one.what, one.name, one.how, dict(one.before), dict(one.after)) for one in done.differences
         ]

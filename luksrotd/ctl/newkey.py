@@ -13,7 +13,7 @@ from luksrotd.ctl.backend import call, change
 from luksrotd.ctl.interrupt import raise_on_signals
 from luksrotd.ctl.model import Backend, KeyRequest, Planned, Volume
 from luksrotd.ctl.report import Report, left_alone
-from luksrotd.ctl.request import device, key_request, seconds
+from luksrotd.ctl.request import device, key_request, prints_key, seconds
 from luksrotd.errors import LuksrotdError, NeedsReconcile, Outcome, StaleGeneration
 
 
@@ -34,7 +34,7 @@ def change_key(options: argparse.Namespace, **more: Any) -> Report:
             return change(options, replace(request, **more))
     seen = _look(options, None if older_than is None else seconds(older_than, "--older-than"))
     if isinstance(seen, NotDue):
-        return left_alone(device(options).name, seen)
+        return left_alone(device(options).name, seen, to_stderr=prints_key(options))
     with key_request(options) as request:
         request = replace(request, if_generation=seen.seqid, **more)
         return change(options, request) if command is None else _in_escrow(options, command, request, seen)

@@ -62,7 +62,7 @@ class Failed:
 class Report:
     """The end of a verb; ``text`` are lines and tables.  ``read_only``: nothing was to be changed.
 
-    ``to_stderr``: standard output has been used for a key.
+    ``to_stderr``: standard output is for a key.
     """
 
     status: Exit
@@ -139,7 +139,7 @@ def changed(verb: str, device: str, change: KeyChange, output: str | None, *, to
     return Report(Exit.DONE, document, text, to_stderr=to_stderr)
 
 
-def left_alone(device: str, found: NotDue) -> Report:
+def left_alone(device: str, found: NotDue, *, to_stderr: bool) -> Report:
     """The report of ``rotate --older-than`` where there is nothing to be done yet."""
     key = found.key
     document = {"device": device, "name": key.name, "generation": key.generation, "keyslot": key.keyslot}
@@ -148,7 +148,7 @@ def left_alone(device: str, found: NotDue) -> Report:
     if found.warning:
         document["warning"] = found.warning
         text.append(f"warning: {found.warning}")
-    return Report(Exit.DONE, document, text)
+    return Report(Exit.DONE, document, text, to_stderr=to_stderr)
 
 
 def verified(device: str, name: str, *, matches: bool) -> Report:

@@ -22,7 +22,10 @@ async def side_by_side(
     *,
     silent_seconds: float = SILENT_SECONDS,
 ) -> list[T]:
-    """What ``operate`` gives for each, in their order; ``tell`` makes lines of one of these."""
+    """What ``operate`` gives for each, in their order; ``tell`` makes lines of one of these.
+
+    An exception of one leaves when all have come to their end.
+    """
     places = asyncio.Semaphore(AT_ONCE)
 
     async def in_turn(name: str) -> T:
@@ -32,7 +35,8 @@ async def side_by_side(
     tasks = {name: asyncio.ensure_future(in_turn(name)) for name in names}
     telling = asyncio.ensure_future(_tell_of_the_silent(tasks, tell, silent_seconds))
     try:
-        return await asyncio.gather(*tasks.values())
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
+        return [task.result() for task in tasks.values()]
     finally:
         telling.cancel()
 

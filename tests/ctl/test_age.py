@@ -66,6 +66,14 @@ def test_what_is_not_due_is_left_alone(enrolled, since, warns):
     assert enrolled.read_bytes() == before
 
 
+def test_a_file_that_is_for_the_key_gets_no_message(enrolled, tmp_path):
+    rotated_ago(enrolled, days=1)
+    words = ("--direct", "rotate", enrolled, "-d", "/nowhere", "--older-than", "90d", "--generate")
+    assert works(*words) == ""
+    assert "is not due" in works(*words, "--output", tmp_path / "new.key")
+    assert not (tmp_path / "new.key").exists()
+
+
 def test_what_makes_no_sense(enrolled, secret):
     for age in ("never", "0d", "90", "d", "-1d", "1.5d", ""):
         assert "--older-than" in fails(2, *rotation(enrolled, secret, "--older-than", age))["message"]

@@ -8,6 +8,8 @@ import pytest
 
 from luksrotd import direct
 from luksrotd.ctl.sidebyside import AT_ONCE, side_by_side
+from luksrotd.errors import FormatError
+from luksrotd.ports import DeviceRef
 
 
 @pytest.mark.asyncio
@@ -44,6 +46,23 @@ async def test_nothing_is_told_when_all_answer_in_time(capsys):
 
     assert await side_by_side(["a", "b"], operate, None) == ["A", "B"]
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.asyncio
+async def test_a_bug_that_one_meets_keeps_no_other_from_its_end():
+    failed, done = asyncio.Event(), []
+
+    async def operate(name):
+        if name == "broken":
+            failed.set()
+            raise KeyError(name)
+        await failed.wait()
+        await asyncio.sleep(0)
+        done.append(name)
+
+    with pytest.raises(KeyError, match="broken"):
+        await side_by_side(["one", "broken", "two"], operate, None)
+    assert sorted(done) == ["one", "two"]
 
 
 @pytest.mark.asyncio
@@ -85,7 +104,7 @@ async def test_an_interruption_reaches_all():
 @pytest.mark.asyncio
 async def test_a_device_that_does_not_say_what_it_holds_keeps_no_other_from_being_found(monkeypatch):
     answers = threading.Event()
-    nodes = {"/dev/luks": True, "/dev/other": False, "/dev/silent": True, "/dev/forbidden": None}
+    nodes = {"/dev/silent": True, "/dev/luks": True, "/dev/other": False, "/dev/forbidden": None}
 
     def look(node):
         if node == "/dev/silent":
@@ -94,6 +113,7 @@ async def test_a_device_that_does_not_say_what_it_holds_keeps_no_other_from_bein
 
     monkeypatch.setattr(direct, "_nodes", lambda: list(nodes))
     monkeypatch.setattr(direct, "_look", look)
+    # Last, so that many of them do not take the places of those that answer.
     assert await direct.scan_in_time(0.5) == ("/dev/luks", "/dev/silent")
     answers.set()
 
@@ -102,3 +122,33 @@ async def test_a_device_that_does_not_say_what_it_holds_keeps_no_other_from_bein
 async def test_a_machine_without_block_devices(monkeypatch):
     monkeypatch.setattr(direct, "_nodes", list)
     assert await direct.scan_in_time() == ()
+
+
+UUIDS = {"/dev/sda": "one", "/dev/sdb": "one", "/dev/sdc": "two", "/dev/damaged": None, "/dev/other": None}
+
+
+@pytest.fixture
+def uuids(monkeypatch):
+    def uuid_of(ref):
+        if ref.path == "/dev/damaged":
+            raise FormatError("cannot read it")
+        return UUIDS[ref.path]
+
+    monkeypatch.setattr(direct, "uuid_of", uuid_of)
+
+
+@pytest.mark.asyncio
+async def test_two_nodes_of_one_volume_have_their_turns_one_after_the_other(uuids):
+    turns, inside, entered = direct.Turns(), set(), asyncio.Event()
+
+    async def work(node):
+        async with turns.of(DeviceRef(node)):
+            assert UUIDS[node] is None or UUIDS[node] not in inside
+            inside.add(UUIDS[node])
+            if len(inside) == 3:
+                entered.set()
+            await entered.wait()
+            inside.discard(UUIDS[node])
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(*map(work, UUIDS))

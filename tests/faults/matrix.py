@@ -90,6 +90,13 @@ def flush_faults(log: Sequence[Operation]) -> Iterator[Fault]:
                 yield Fault(f"flush {number}: {landed} writes and {sectors} sectors landed", at, plant)
 
 
+def losses(log: Sequence[Operation]) -> Iterator[Fault]:
+    """Each write in turn is lost, and nobody says so; it is seen when the flush that should have covered it is done."""
+    for number, at, _ in _writes(log):
+        flushed = next(place for place, operation in enumerate(log) if place > at and not isinstance(operation, Write))
+        yield Fault(f"write {number} is lost", flushed, functools.partial(_lose_write, number))
+
+
 def pulls(log: Sequence[Operation]) -> Iterator[Fault]:
     """The device goes before each write and each flush; of what is dirty, all or nothing has arrived."""
     for number, at, _ in _writes(log):
@@ -209,6 +216,10 @@ def _flushes(log: Sequence[Operation]) -> Iterator[tuple[int, int, list[Write]]]
 def _fail_write(number: int, error: int, arrived: int, faults: Faults) -> None:
     faults.error = error
     faults.writes[number] = arrived
+
+
+def _lose_write(number: int, faults: Faults) -> None:
+    faults.lost = frozenset({number})
 
 
 def _fail_flush(number: int, landed: int, sectors: int, faults: Faults) -> None:

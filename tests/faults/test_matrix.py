@@ -3,9 +3,9 @@
 
 import pytest
 
-from tests.faults.matrix import VERBS, disturb, flush_faults, pulls, row, write_faults
+from tests.faults.matrix import VERBS, disturb, flush_faults, losses, pulls, row, write_faults
 
-KINDS = {"writes": write_faults, "flushes": flush_faults, "device gone": pulls}
+KINDS = {"writes": write_faults, "flushes": flush_faults, "lost": losses, "device gone": pulls}
 
 
 @pytest.mark.parametrize("kind", KINDS)

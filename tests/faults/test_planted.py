@@ -7,7 +7,7 @@ import pytest
 
 from luksrotd.errors import DeviceError, Outcome
 from luksrotd.service import commit
-from tests.faults.matrix import disturb, flush_faults, pulls, row, write_faults
+from tests.faults.matrix import disturb, flush_faults, losses, pulls, row, write_faults
 from tests.support.simdisk import SimDevice
 
 
@@ -77,6 +77,12 @@ def test_a_reconcile_that_believes_in_what_was_never_flushed(monkeypatch):
     row("other associated data")
     monkeypatch.setattr(commit, "_settle", lambda plan, device: None)
     assert found("cannot find a LUKS2 header", "other associated data", write_faults)
+
+
+def test_a_device_that_is_believed(monkeypatch):
+    row("rotation")
+    monkeypatch.setattr(commit, "_check_written", lambda plan, device, step: None)
+    assert found("no error", "rotation", losses)
 
 
 def test_a_page_cache_that_is_believed(monkeypatch):

@@ -54,6 +54,11 @@ def test_the_name_is_that_of_the_file(page, rendered):
     assert run("lexgrog", rendered).stdout.startswith(f'{rendered}: "{name} - ')
 
 
+def test_no_heading_comes_twice(page):
+    headings = re.findall(r"(?m)^# (.*)$", SOURCES[page].read_text())
+    assert len(headings) == len(set(headings))
+
+
 def test_our_pages_refer_to_each_other(page):
     text = SOURCES[page].read_text()
     names = {f"{name}.{section}" for name, section in REFERENCE.findall(text)}
@@ -88,7 +93,7 @@ def test_what_pages_say_is_installed_is(page, installed):
 
 
 def test_every_unit_is_in_the_manual():
-    text = SOURCES["luksrotd.8"].read_text().partition("# UNITS")[2].partition("# FILES")[0]
+    text = SOURCES["luksrotd.8"].read_text().partition("# UNITS")[2].partition("# CIPHERS")[0]
     assert {unit.name for unit in UNITS} <= set(re.findall(r"\*([\w@.-]+)\*", text))
 
 

@@ -59,6 +59,8 @@ class Faults:
     """Number of the write → bytes of it that still arrive: 0 is an I/O error, more a short write."""
     flushes: dict[int, int | None] = field(default_factory=dict)
     """Number of the flush → how many of the dirty writes, oldest first, got to the medium all the same (None: all)."""
+    lost: frozenset[int] = frozenset()
+    """Numbers of the writes that the device says it has written, and has not."""
     torn: int = 0
     """Of the next dirty write after those, this many sectors got there, too."""
     error: int = errno.EIO
@@ -144,7 +146,8 @@ class SimDisk:
             part = Write(write.offset, write.data[:arrived])
             self.cached[part.offset : part.end] = part.data
             self.log.append(part)
-            self._dirty.append(part)
+            if number not in self.faults.lost:
+                self._dirty.append(part)
         return arrived
 
     def sync(self) -> bool:

@@ -203,7 +203,7 @@ def test_an_image_can_be_changed_where_a_drop_in_says_so(box):
     box.run(*enroll)
 
 
-def test_a_device_that_comes_is_seen_without_a_network(box, disk):
+def sees_what_others_write(box, disk):
     """By the socket of luksrotd-udev.socket; its events say that somebody else has written."""
     before = json.loads(ctl(box, "show", disk, "--json"))["seqid"]
     box.put("/root/token", '{"type": "foreign", "keyslots": []}')
@@ -223,6 +223,22 @@ def test_a_device_that_comes_is_seen_without_a_network(box, disk):
         return json.loads(shown.stdout)["data"]
 
     until(lambda: seqid() > before, "the daemon has seen what cryptsetup has done")
+
+
+def test_a_device_that_comes_is_seen_without_a_network(box, disk):
+    sees_what_others_write(box, disk)
+
+
+def test_so_it_is_after_a_crash(box, disk):
+    killed = box.show(DAEMON)["MainPID"]
+    box.run("kill", "-KILL", killed)
+
+    def again():
+        unit = box.show(DAEMON)
+        return unit["ActiveState"] == "active" and unit["MainPID"] not in ("0", killed)
+
+    until(again, "the daemon runs again")
+    sees_what_others_write(box, disk)
 
 
 def test_a_worker_at_work_is_confined(box, disk):

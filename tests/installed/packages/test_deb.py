@@ -59,6 +59,7 @@ def test_only_the_configuration_is_the_administrators(tree):
 
 def test_one_package_serves_every_python_that_luksrotd_runs_on(fields):
     depends = relations(fields["Depends"])
+    assert "python3 (>= 3.11~)" in fields["Depends"].split(", ")
     assert "<" not in depends["python3"]
     assert not any(name.startswith("python3.") for name in depends)
     assert fields["Architecture"] == run("dpkg", "--print-architecture").strip()
@@ -138,6 +139,7 @@ def test_purge_removes_what_luksrotd_has_kept_and_removal_does_not(tree, tmp_pat
     ours = [
         "var/lib/luksrotd/inventory",
         "etc/luksrotd/luksrotd.conf.d/own.conf",
+        "etc/luksrotd/rotate/some.conf",
         "run/luksrotd/lock",
         "etc/systemd/system/timers.target.wants/luksrotd-rotate@vault.timer",
     ]
@@ -150,6 +152,16 @@ def test_purge_removes_what_luksrotd_has_kept_and_removal_does_not(tree, tmp_pat
     assert there() == {*ours, *others}
     purge(tree, "purge", tmp_path)
     assert there() == set(others)
+    assert not (tmp_path / "etc/luksrotd").exists()
+
+
+def test_purge_leaves_what_may_be_the_only_copy_of_a_key(tree, tmp_path):
+    """A sealed credential where luksrotd(8) puts it, an escrow's key."""
+    kept = tmp_path / "etc/luksrotd/main-key.cred"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("")
+    purge(tree, "purge", tmp_path)
+    assert kept.exists()
 
 
 def test_lintian_has_nothing_to_say(deb):

@@ -3,7 +3,7 @@
 
 # Keys that cost nothing to guess, and so no time to test with; and ones that take seconds.
 fast='2 pbkdf s pbkdf2 pbkdf-force-iterations u 1000'
-slow='2 pbkdf s pbkdf2 pbkdf-force-iterations u 4000000'
+slow='2 pbkdf s pbkdf2 pbkdf-force-iterations u 600000'
 
 # volume NODE: the object path of the volume, as soon as the daemon has it
 volume() {
