@@ -3,10 +3,10 @@
 
     python -m tests.installed.vm.kill_loop [--rotations N] [--release RELEASE] [--seed N]
 
-QEMU gets SIGKILL at a moment that the seed chooses; then a machine starts with the same disk, in which
-luksrotd-reconcile.service runs, or the daemon sees the disk.  On the host the disk is judged before and after that:
-which keys open it.  What fails is kept.  Of what a real power cut does this has one part only, that the guest's page
-cache is lost; for the rest see tests/powercut.
+QEMU gets SIGKILL at a moment that the seed chooses.  The next machine finds the disk; luksrotd-reconcile.service runs in
+it, or the daemon is asked to reconcile; then it rotates on, until its power is cut as well.  On the host the disk is
+judged before and after reconcile: which keys open it.  What fails is kept.  Of what a real power cut does this has one
+part only, that the guest's page cache is lost; for the rest see tests/powercut.
 """
 
 import argparse
@@ -17,21 +17,24 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.beds.machine import restored
-from tests.beds.qemu import MachineError
 from tests.beds.roots import PROJECT
-from tests.installed.vm.volumes import FILES, KEYS, kit, luksrotctl, make_volume, managed, opens
+from tests.installed.vm.volumes import FILES, KEYS, header, kit, luksrotctl, make_volume, managed, opens
+from tests.powercut.writelog import parse
 
-#: All that a rotation writes, with its description, is more than this many bytes of log, and less than twice that.
-LOG_BYTES = 600 << 10
+HEADER_BYTES = 16384
+PLACES = ("new area", "primary header", "secondary header", "old area", "primary header", "secondary header")
+#: The last that was written.
+REACHED = ("nothing", *(f"{number}. {place}" for number, place in enumerate(PLACES, 1)))
+#: So many are cut at any time, the others after the first write of a phase.
+BY_TIME = 0.15
+JOB_SECONDS = 6.0
 PATIENCE = 600.0
 OTHER = {"backup": "new", "new": "backup"}
 BY_UNIT = """
-systemctl stop luksrotd.service
 udevadm trigger --settle /dev/vdb
 systemctl restart luksrotd-reconcile.service
 """
@@ -44,11 +47,12 @@ reconcile false
 
 @dataclass
 class Cut:
-    """One power cut: what it left, and who mended it."""
+    """A power cut: how far the commit had come, what it left, and who mended it."""
 
     key: str
+    after: str
     left: str
-    mended_by: str
+    mended_by: str = ""
 
 
 def main():
@@ -57,7 +61,7 @@ def main():
     parser.add_argument("--rotations", type=int, default=200)
     parser.add_argument("--release", default="bookworm")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=PROJECT / "build" / "vm-kill.json")
+    parser.add_argument("--output", type=Path, default=PROJECT / "build" / "powercut" / "vm-kill.json")
     parser.add_argument("--kept", type=Path, default=PROJECT / "build" / "vm-kill")
     return run(parser.parse_args())
 
@@ -65,65 +69,108 @@ def main():
 def run(options):
     """All rotations; 1 if one has left a volume that is not as it should be."""
     chance = random.Random(options.seed)
-    counts, failures, began = Counter(), [], time.time()
+    cuts, failures = [], []
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="luksrotd-kill-") as folder:
-        disk = make_volume(Path(folder, "disk"))
-        for number in range(1, options.rotations + 1):
-            before = shutil.copyfile(disk, Path(folder, "before"))
+        disk, before = make_volume(Path(folder, "disk")), Path(folder, "before")
+        cut = None
+        for number in range(options.rotations + 1):  # the last machine mends only
+            shutil.copyfile(disk, before)
             try:
-                cut = cut_power(options.release, disk, chance)
-                counts[f"{cut.left}, mended by the {cut.mended_by}"] += 1
+                cut, mended = live(options.release, disk, chance, cut, last=number == options.rotations)
+                cuts += [mended] if mended else []
             except AssertionError as error:
-                failures.append({"rotation": number, "error": str(error)[:2000]})
+                failures.append({"after rotation": number, "error": str(error)[:2000]})
                 keep(options.kept / f"{options.seed}-{number}", (before, disk))
-                shutil.copyfile(before, disk)
-            summary = {
-                "release": options.release,
-                "seed": options.seed,
-                "rotations": number,
-                "seconds": round(time.time() - began),
-                "left": dict(sorted(counts.items())),
-                "failures": failures,
-            }
-            options.output.write_text(json.dumps(summary, indent=2) + "\n")
-            if number % 10 == 0:
-                print(json.dumps(summary), flush=True)  # noqa: T201 - what the command is for
+                make_volume(disk)
+                cut = None
+            options.output.write_text(json.dumps(rows(options, cuts, failures), indent=2) + "\n")
+            said = failures[-1] if failures and cut is None else cut
+            print(f"{time.strftime('%T')} {number} {said}", flush=True)  # noqa: T201 - what the command is for
     return 1 if failures else 0
 
 
-def cut_power(release, disk, chance):
-    """Begin a rotation, cut the power in its middle, start again, and judge; AssertionError if that is not right."""
-    key = next(name for name in OTHER if opens(disk, KEYS[name]))
+def rows(options, cuts, failures):
+    """For docs/power-cuts.md: how many cuts there were at each place, and what they left."""
+    left = Counter((cut.after, cut.left) for cut in cuts)
+    kinds = sorted({cut.left for cut in cuts})
+    found = [
+        {"release": options.release, "the last that was written": after, "cuts": sum(left[after, kind] for kind in kinds)}
+        | {f"left: {kind}": left[after, kind] for kind in kinds}
+        for after in REACHED
+    ]
+    whole = {"release": options.release, "the last that was written": f"(seed {options.seed})", "cuts": len(cuts)}
+    whole |= {f"left: {kind}": sum(left[after, kind] for after in REACHED) for kind in kinds}
+    return [{**row, "violations": ""} for row in found] + [{**whole, "violations": len(failures)}]
+
+
+def live(release, disk, chance, cut, *, last=False):
+    """A machine's life: mend what ``cut`` has left, begin a rotation, lose the power; AssertionError if it is not right.
+
+    The new cut, and the old one, mended.
+    """
     log = disk.with_name("log")
-    # Half of the cuts are among the writes of the commit, the others at any time of the job.
-    by_writes, by_time = chance.randrange(LOG_BYTES), chance.random() * 3
-    with restored(release, disk=disk, log=log) as machine:
-        machine.check(kit(f"volume /dev/vdb; start Rotate /dev/vdb {key} {OTHER[key]} >/run/job"), FILES)
-        wait_for(log, by_writes, by_time if chance.random() < 0.5 else PATIENCE, machine)
-        machine.kill()
-    left = judge(disk, key)
     unit = chance.random() < 0.5
-    with restored(release, disk=disk, noticed=False) as machine:
-        machine.check(kit(BY_UNIT if unit else BY_DAEMON), FILES)
-    mended = judge(disk, key)
-    assert "pending" not in mended, mended
-    assert luksrotctl("reconcile", "--dry-run", disk) is not None
-    return Cut(key, left, "unit" if unit else "daemon")
+    with restored(release, disk=disk, log=log, noticed=False) as machine:
+        if cut:
+            machine.check(kit(BY_UNIT if unit else BY_DAEMON), FILES)
+            assert "pending" not in judge(disk, cut.key)
+            said = luksrotctl("reconcile", "--dry-run", disk)
+            assert said == f"{disk}: clean\n", said
+            cut.mended_by = "unit" if unit else "daemon"
+        else:
+            machine.check("udevadm trigger --settle /dev/vdb")
+        if last:
+            return None, cut
+        key = next(name for name in OTHER if opens(disk, KEYS[name]))
+        old = old_area(disk)
+        written = log.stat().st_size
+        machine.check(kit(f"start Rotate /dev/vdb {key} {OTHER[key]}"), FILES)
+        by_time = chance.random() < BY_TIME
+        seconds = chance.random() * JOB_SECONDS if by_time else PATIENCE
+        wait_for(log, written + bytes_until(chance, old), seconds)
+        machine.kill()
+    return Cut(key, reached(log, written, old), judge(disk, key)), cut
 
 
-def wait_for(log, size, seconds, machine):
-    """Until the log has grown to that, or so many seconds have passed, or the job has ended."""
+def old_area(disk):
+    """Where the keyslot is that the rotation is to wipe: the begin and the end."""
+    (token,) = managed(disk)
+    area = header(disk)["keyslots"][token["keyslots"][0]]["area"]
+    return int(area["offset"]), int(area["offset"]) + int(area["size"])
+
+
+def bytes_until(chance, old):
+    """Bytes of the log with which a phase has begun, each phase as likely as the others."""
+    sizes = [HEADER_BYTES if "header" in place else old[1] - old[0] for place in PLACES]
+    phase = chance.randrange(len(PLACES))
+    return sum(sizes[:phase]) + chance.randrange(1, sizes[phase])
+
+
+def wait_for(log, size, seconds):
+    """Until the log has grown to that, or so many seconds have passed."""
     end = time.monotonic() + seconds
-    looked = time.monotonic()
     while log.stat().st_size < size and time.monotonic() < end:
         time.sleep(0.0005)
-        if time.monotonic() - looked > 2:
-            looked = time.monotonic()
-            with suppress(MachineError):
-                status, _ = machine.run(kit("[[ $(of_job $(cat /run/job) State) =~ finished|failed ]]"), FILES)
-                if status == 0:
-                    return
+    assert seconds < PATIENCE or log.stat().st_size >= size, "the rotation has not come that far"
+
+
+def reached(log, written, old):
+    """How far the rotation had come that began when the log was so long."""
+    end, done = 512, 0
+    for request in parse(log.read_bytes()):
+        end += 512 + (len(request.write.data) if request.write else 0)
+        place = place_of(request.write.offset, old) if request.write and end > written else None
+        if place and place != PLACES[done - 1]:
+            done = PLACES.index(place, done) + 1
+    return REACHED[done]
+
+
+def place_of(offset, old):
+    """What is written at that byte of the volume."""
+    if offset < 2 * HEADER_BYTES:
+        return "primary header" if offset < HEADER_BYTES else "secondary header"
+    return "old area" if old[0] <= offset < old[1] else "new area"
 
 
 def judge(disk, key):

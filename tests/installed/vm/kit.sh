@@ -1,37 +1,72 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # What a person does on a machine where luksrotd is installed, in short.  Key files are in the current folder.
 
-# Keys that cost nothing to guess, and so no time to test with; and ones that take seconds.
+# What fails in $(...) fails here too.
+shopt -s inherit_errexit
+
+# Keys that cost nothing to guess, and so no time to test with; and ones that take a few seconds.
 fast='2 pbkdf s pbkdf2 pbkdf-force-iterations u 1000'
-slow='2 pbkdf s pbkdf2 pbkdf-force-iterations u 600000'
+slow='2 pbkdf s pbkdf2 pbkdf-force-iterations u 100000'
+
+# patiently COMMAND...: until it succeeds; fail, and say so, if it never does.  Each look costs more than the wait.
+patiently() {
+    local tries
+    for ((tries = 0; tries < 240; tries++)); do
+        if "$@"; then return; fi
+        sleep 0.5
+    done
+    echo "in vain: $*" >&2
+    return 1
+}
 
 # volume NODE: the object path of the volume, as soon as the daemon has it
 volume() {
     local answer
-    until answer=$(busctl call org.luksrotd1 /org/luksrotd1 org.luksrotd1.Manager GetDevice 'sa{sv}' "$1" 0 2>&1); do
-        sleep 0.1
-    done
+    patiently known "$1"
     cut -d'"' -f2 <<<"$answer"
+}
+
+# known NODE: whether the daemon has it, and then its answer in $answer
+known() {
+    answer=$(busctl call org.luksrotd1 /org/luksrotd1 org.luksrotd1.Manager GetDevice 'sa{sv}' "$1" 0 2>/dev/null)
 }
 
 # start VERB NODE OLD NEW [OPTIONS]: the object path of the job
 start() {
-    local reply
-    reply=$(busctl --timeout=100 call org.luksrotd1 "$(volume "$2")" org.luksrotd1.Device "$1" 'sa{sv}a{sv}a{sv}' backup \
+    local path reply
+    path=$(volume "$2")
+    reply=$(busctl --timeout=100 call org.luksrotd1 "$path" org.luksrotd1.Device "$1" 'sa{sv}a{sv}a{sv}' backup \
         1 keyfile s "$PWD/$3" 1 keyfile s "$PWD/$4" ${5:-$fast})
     cut -d'"' -f2 <<<"$reply"
 }
 
 # start_plain VERB NODE: likewise, for what needs no key
 start_plain() {
-    local reply
-    reply=$(busctl --timeout=100 call org.luksrotd1 "$(volume "$2")" org.luksrotd1.Device "$1" 'sa{sv}' backup 0)
+    local path reply
+    path=$(volume "$2")
+    reply=$(busctl --timeout=100 call org.luksrotd1 "$path" org.luksrotd1.Device "$1" 'sa{sv}' backup 0)
     cut -d'"' -f2 <<<"$reply"
 }
 
-# derives JOB: wait until it derives a key
-derives() {
-    until [ "$(of_job "$1" State)" = 's "running"' ]; do sleep 0.05; done
+# held JOB: wait until it derives a key, and stop its worker in that, until goes_on
+held() {
+    local stage
+    patiently prepared "$1"
+    [ "$stage" = 's "deriving"' ] || { echo "$1: $stage"; return 1; }
+    pkill -STOP --uid luksrotd-worker
+    [ "$(of_job "$1" State)" = 's "running"' ]
+}
+
+# prepared JOB: whether it has come as far as deriving a key, and then its $stage
+prepared() {
+    stage=$(of_job "$1" Stage)
+    [[ ! $stage =~ queued|locking|reading ]]
+}
+
+# goes_on JOB: what held has stopped; it must have stayed where it was
+goes_on() {
+    [ "$(of_job "$1" Stage)" = 's "deriving"' ]
+    pkill -CONT --uid luksrotd-worker
 }
 
 # of_job JOB PROPERTY...: a line for each
@@ -41,9 +76,16 @@ of_job() {
 
 # ended JOB: wait for its end; its state, outcome and error
 ended() {
-    local state
-    until state=$(of_job "$1" State) && [[ $state =~ finished|failed|cancelled ]]; do sleep 0.1; done
+    [ -n "$1" ]
+    patiently over "$1"
     of_job "$1" State Outcome ErrorName ErrorMessage
+}
+
+# over JOB: whether it has ended
+over() {
+    local state
+    state=$(of_job "$1" State)
+    [[ $state =~ finished|failed|cancelled ]]
 }
 
 # done_well JOB: fail unless it ends well

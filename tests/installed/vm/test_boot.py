@@ -35,9 +35,8 @@ polkit.addRule(function (action, subject) {
     }
 });
 END
-until as_alice busctl call org.luksrotd1 "$path" org.luksrotd1.Device SetData 'ssa{sv}' backup '{"by": "alice"}' 0; do
-    sleep 0.2  # polkitd has not seen the rule
-done
+# As soon as polkitd has seen the rule.
+patiently as_alice busctl call org.luksrotd1 "$path" org.luksrotd1.Device SetData 'ssa{sv}' backup '{"by": "alice"}' 0
 """
 
 
@@ -98,7 +97,7 @@ dmsetup resume hung
 clean_both() { [ "$(reconcile true | grep --only-matching ' 0 0 ""' | wc --lines)" = 2 ]; }
 volume /dev/mapper/hung
 volume /dev/mapper/well
-until clean_both; do sleep 0.5; done
+patiently clean_both
 """
 
 
