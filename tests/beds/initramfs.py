@@ -42,7 +42,8 @@ class Initramfs:
 def initramfs(release: str) -> Initramfs:
     """Made if it is not there; OSError if it cannot be made."""
     argv = [
-        *("mmdebstrap", "--quiet", "--variant=minbase", "--format=directory", f"--include={','.join(PACKAGES)}"),
+        *(*roots.APART, "mmdebstrap", "--quiet", "--variant=minbase", "--format=directory"),
+        f"--include={','.join(PACKAGES)}",
         f"--essential-hook=echo '{CRYPTTAB}' >\"$1\"/etc/crypttab",
         '--customize-hook=chroot "$1" sh -c "unmkinitramfs /boot/initrd.img-* /files"',
         release,

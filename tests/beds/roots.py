@@ -44,7 +44,6 @@ PACKAGES: Final = (
 #: What our package depends on, and recommends: not installed, but lying where apt looks before it asks a mirror.
 CACHED: Final = (
     "libcryptsetup12",
-    "python3-argcomplete",
     "python3-cffi",
     "python3-cffi-backend",
     "python3-dbus-next",
@@ -52,6 +51,9 @@ CACHED: Final = (
     "python3-rich",
     "python3-systemd",
 )
+#: Processes and mounts of its own: Debian's scripts end a polkitd that runs, by the path of its program, and would find
+#: the machine's.
+APART: Final = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 #: Of no use in a bed: what waits for a person or a network, or works at odd hours.
 MASKED: Final = (
     "apt-daily-upgrade.timer",
@@ -118,6 +120,7 @@ def _debian(release: str) -> list[str]:
         f" --option APT::Install-Recommends=true install {' '.join(CACHED)}"
     )
     return [
+        *APART,
         "mmdebstrap",
         "--quiet",
         "--variant=minbase",
