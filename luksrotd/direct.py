@@ -227,7 +227,7 @@ def uuid_of(ref: DeviceRef) -> str | None:
 
 
 def _nodes() -> Iterable[str]:
-    """In the kernel's order of names, numbers by value."""
+    """In the kernel's order of names, numbers by value; without those that are a part of another one."""
     try:
         entries = sorted(BLOCK_DEVICES.iterdir(), key=lambda entry: (len(entry.name), entry.name))
     except OSError as error:
@@ -236,10 +236,28 @@ def _nodes() -> Iterable[str]:
         try:
             fields = dict(line.split("=", 1) for line in (entry / "uevent").read_text().splitlines() if "=" in line)
             empty = int((entry / "size").read_text()) == 0
+            part = _is_part(entry.resolve())
         except (OSError, ValueError):  # it has gone meanwhile
             continue
-        if "DEVNAME" in fields and not empty:
+        if "DEVNAME" in fields and not (empty or part):
             yield f"/dev/{fields['DEVNAME']}"
+
+
+def _is_part(device: Path) -> bool:
+    """Whether a device that may show the same header stands on it, or on its disk: a multipath map, a mirror, a volume.
+
+    The one on top is to be written: it would not notice what is written beneath it.
+    """
+    places = [device, device.parent] if (device / "partition").exists() else [device]
+    return any(not _is_crypt(holder) for place in places for holder in (place / "holders").glob("*"))
+
+
+def _is_crypt(device: Path) -> bool:
+    """Whether it is dm-crypt's or its kin's, which show something else than the device beneath."""
+    try:
+        return (device / "dm" / "uuid").read_text().startswith("CRYPT-")
+    except FileNotFoundError:
+        return False
 
 
 def _holds_luks2(node: str) -> bool:

@@ -93,7 +93,7 @@ def _unread(reader: int) -> int:
 
 
 def _run(command: str, reader: int, environment: Mapping[str, str], seconds: int) -> bytearray:
-    """What it prints, when it has ended with status 0; its standard error is ours.  Nothing of it stays behind."""
+    """What it prints, when it has ended with status 0; its standard error is ours.  Its process group goes with it."""
     end = time.monotonic() + seconds
     try:
         # In a session of its own: Ctrl-C comes to us alone, and what it has started can be found.

@@ -23,12 +23,14 @@ from tests.powercut.scenarios import SCENARIOS
 
 PAGE: Final = TOP / "docs" / "power-cuts.md"
 RESULTS: Final = FOLDER / "results.json"
+#: What a whole campaign has judged so far: it can be ended, and go on later with the next recording.
+JUDGED: Final = FOLDER / "judged.json"
 FAILED: Final = FOLDER / "failed"
 #: What engineers of the machines have counted: a list of rows, if it is there.
 KILLS: Final = FOLDER / "vm-kill.json"
 PROGRAM: Final = ("/usr/bin/luksrotctl",)
 #: Distinct states of each recording, so that all recordings of ours together make more than 20,000.
-STATES: Final = 1500
+STATES: Final = 1300
 #: The part that CI does.
 SAMPLE: Final = ("rotation",)
 SAMPLE_STATES: Final = 60
@@ -47,26 +49,28 @@ def main(arguments: Sequence[str]) -> int:
     states = options.states
     if options.sample:
         releases, names, states = releases[:1], list(SAMPLE), SAMPLE_STATES
-    begun, judged = time.monotonic(), 0.0
-    results: list[Result] = []
+    whole = not (options.sample or options.state or options.release or options.scenario or options.record == "only")
+    judged = 0.0
+    results = _judged(options) if whole else []
     for number, release in enumerate(releases):
         folders = [_recorded(release, name, options.record) for name in names]
         if options.record == "only":
             continue
         judging = time.monotonic()
         seconds = (options.minutes * 60 - judged) / (len(releases) - number)
-        paths, only = [str(path) for path in folders if path], [options.state] if options.state else []
+        known, only = {result.folder for result in results}, [options.state] if options.state else []
+        paths = [path for path in map(str, filter(None, folders)) if path not in known]
         task = Task(paths, options.seed, states, max(seconds, 1.0), options.processes, PROGRAM, only)
         for result in judge(roots.installed(release), task):
             say(_line(result))
             _keep(result)
             results.append(result)
+            if whole:
+                _save(options, results)
         judged += time.monotonic() - judging
     found = wrong(results) if not options.state else [f"{name}: {what}" for r in results for name, what in r.violations]
-    whole = options.record != "only"
-    if whole and not (options.sample or options.state or options.release or options.scenario):
-        minutes = (time.monotonic() - begun) / 60
-        _publish(results, _meta(arguments, options, minutes), options.output)
+    if whole:
+        _publish(results, _meta(arguments, options, sum(result.seconds for result in results) / 60), options.output)
     for what in found:
         say(what)
     return 1 if found else 0
@@ -100,6 +104,30 @@ def _recorded(release: str, name: str, when: str) -> Path | None:
         made.save(folder)
         say(f"{release}, {name}: recorded in {time.monotonic() - begun:.0f} s")
     return folder
+
+
+def _judged(options: argparse.Namespace) -> list[Result]:
+    """What a campaign that was ended has found of the recordings that are there, if it looked at the same states."""
+    if options.record == "always" or not JUDGED.exists():
+        return []
+    saved = json.loads(JUDGED.read_text(encoding="utf-8"))
+    if saved["states"] != _states(options):
+        return []
+    found = [Result(**result) for result in saved["results"]]
+    since = JUDGED.stat().st_mtime
+    return [one for one in found if (Path(one.folder) / "facts.json").stat().st_mtime < since]
+
+
+def _save(options: argparse.Namespace, results: Sequence[Result]) -> None:
+    saved = {"states": _states(options), "results": [asdict(result) for result in results]}
+    draft = JUDGED.with_suffix(".new")
+    draft.write_text(json.dumps(saved), encoding="utf-8")
+    draft.rename(JUDGED)
+
+
+def _states(options: argparse.Namespace) -> list[Any]:
+    """What says which states are looked at."""
+    return [options.seed, options.states, options.minutes]
 
 
 def _keep(result: Result) -> None:

@@ -29,6 +29,7 @@ from tests.powercut.recording import Recording
 from tests.powercut.scenarios import SCENARIOS
 from tests.powercut.states import Timeline
 from tests.powercut.stock import run
+from tests.support.kernel import die_with_parent
 
 #: States that a process judges before it tells of them.
 CHUNK: Final = 20
@@ -187,6 +188,7 @@ def _begin(folder: str, program: Sequence[str]) -> None:
 
 
 def _judge(folder: str, program: Sequence[str]) -> Judge:
+    die_with_parent()
     prepare_machine()
     launcher = Launcher(program)
     recorded = recording.load(Path(folder))
