@@ -3,8 +3,8 @@
 
     python -m tests.installed.vm.kill_loop [--rotations N] [--release RELEASE] [--seed N]
 
-QEMU gets SIGKILL at a moment that the seed chooses.  The next machine finds the disk; luksrotd-reconcile.service runs in
-it, or the daemon is asked to reconcile; then it rotates on, until its power is cut as well.  On the host the disk is
+QEMU gets SIGKILL at a moment that the seed chooses.  The next machine finds the disk; luksrotd-reconcile.service runs
+in it, or the daemon is asked to reconcile; then it rotates on, until its power is cut as well.  On the host the disk is
 judged before and after reconcile: which keys open it.  What fails is kept.  Of what a real power cut does this has one
 part only, that the guest's page cache is lost; for the rest see tests/powercut.
 """
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +30,10 @@ HEADER_BYTES = 16384
 PLACES = ("new area", "primary header", "secondary header", "old area", "primary header", "secondary header")
 #: The last that was written.
 REACHED = ("nothing", *(f"{number}. {place}" for number, place in enumerate(PLACES, 1)))
-#: So many are cut at any time, the others after the first write of a phase.
-BY_TIME = 0.15
+#: So many are cut at any time, the others at the first write of a phase, or soon after it, each phase as often.
+BY_TIME = 0.1
 JOB_SECONDS = 6.0
+SOON_SECONDS = 0.03
 PATIENCE = 600.0
 OTHER = {"backup": "new", "new": "backup"}
 BY_UNIT = """
@@ -95,7 +97,11 @@ def rows(options, cuts, failures):
     left = Counter((cut.after, cut.left) for cut in cuts)
     kinds = sorted({cut.left for cut in cuts})
     found = [
-        {"release": options.release, "the last that was written": after, "cuts": sum(left[after, kind] for kind in kinds)}
+        {
+            "release": options.release,
+            "the last that was written": after,
+            "cuts": sum(left[after, kind] for kind in kinds),
+        }
         | {f"left: {kind}": left[after, kind] for kind in kinds}
         for after in REACHED
     ]
@@ -105,9 +111,9 @@ def rows(options, cuts, failures):
 
 
 def live(release, disk, chance, cut, *, last=False):
-    """A machine's life: mend what ``cut`` has left, begin a rotation, lose the power; AssertionError if it is not right.
+    """A machine's life: mend what ``cut`` has left, begin a rotation, lose the power.
 
-    The new cut, and the old one, mended.
+    The new cut, and the old one, mended; AssertionError if it is not right.
     """
     log = disk.with_name("log")
     unit = chance.random() < 0.5
@@ -126,9 +132,11 @@ def live(release, disk, chance, cut, *, last=False):
         old = old_area(disk)
         written = log.stat().st_size
         machine.check(kit(f"start Rotate /dev/vdb {key} {OTHER[key]}"), FILES)
-        by_time = chance.random() < BY_TIME
-        seconds = chance.random() * JOB_SECONDS if by_time else PATIENCE
-        wait_for(log, written + bytes_until(chance, old), seconds)
+        if chance.random() < BY_TIME:
+            time.sleep(chance.random() * JOB_SECONDS)
+        else:
+            wait_for(chance.choice(REACHED[1:]), log, written, old)
+            time.sleep(max(chance.uniform(-SOON_SECONDS, SOON_SECONDS), 0))
         machine.kill()
     return Cut(key, reached(log, written, old), judge(disk, key)), cut
 
@@ -140,25 +148,23 @@ def old_area(disk):
     return int(area["offset"]), int(area["offset"]) + int(area["size"])
 
 
-def bytes_until(chance, old):
-    """Bytes of the log with which a phase has begun, each phase as likely as the others."""
-    sizes = [HEADER_BYTES if "header" in place else old[1] - old[0] for place in PLACES]
-    phase = chance.randrange(len(PLACES))
-    return sum(sizes[:phase]) + chance.randrange(1, sizes[phase])
-
-
-def wait_for(log, size, seconds):
-    """Until the log has grown to that, or so many seconds have passed."""
-    end = time.monotonic() + seconds
-    while log.stat().st_size < size and time.monotonic() < end:
+def wait_for(phase, log, written, old):
+    """Until the rotation has come that far."""
+    end, size = time.monotonic() + PATIENCE, 0
+    while True:
+        if log.stat().st_size != size:
+            size = log.stat().st_size
+            with suppress(ValueError):  # an entry is just being written
+                if REACHED.index(reached(log, written, old)) >= REACHED.index(phase):
+                    return
+        assert time.monotonic() < end, f"the rotation has not come to its {phase}"
         time.sleep(0.0005)
-    assert seconds < PATIENCE or log.stat().st_size >= size, "the rotation has not come that far"
 
 
 def reached(log, written, old):
-    """How far the rotation had come that began when the log was so long."""
+    """How far the rotation has come that began when the log was so long."""
     end, done = 512, 0
-    for request in parse(log.read_bytes()):
+    for request in parse(log.read_bytes()) if log.stat().st_size else ():
         end += 512 + (len(request.write.data) if request.write else 0)
         place = place_of(request.write.offset, old) if request.write and end > written else None
         if place and place != PLACES[done - 1]:

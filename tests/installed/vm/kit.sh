@@ -6,7 +6,7 @@ shopt -s inherit_errexit
 
 # Keys that cost nothing to guess, and so no time to test with; and ones that take a few seconds.
 fast='2 pbkdf s pbkdf2 pbkdf-force-iterations u 1000'
-slow='2 pbkdf s pbkdf2 pbkdf-force-iterations u 100000'
+slow='2 pbkdf s pbkdf2 pbkdf-force-iterations u 50000'
 
 # patiently COMMAND...: until it succeeds; fail, and say so, if it never does.  Each look costs more than the wait.
 patiently() {
@@ -48,11 +48,11 @@ start_plain() {
     cut -d'"' -f2 <<<"$reply"
 }
 
-# held JOB: wait until it derives a key, and stop its worker in that, until goes_on
+# held JOB: wait until it derives the new key (or derives it again, to verify it), and stop its worker in that
 held() {
     local stage
     patiently prepared "$1"
-    [ "$stage" = 's "deriving"' ] || { echo "$1: $stage"; return 1; }
+    [[ $stage =~ deriving|verifying ]] || { echo "$1: $stage"; return 1; }
     pkill -STOP --uid luksrotd-worker
     [ "$(of_job "$1" State)" = 's "running"' ]
 }
@@ -65,7 +65,7 @@ prepared() {
 
 # goes_on JOB: what held has stopped; it must have stayed where it was
 goes_on() {
-    [ "$(of_job "$1" Stage)" = 's "deriving"' ]
+    [[ $(of_job "$1" Stage) =~ deriving|verifying ]]
     pkill -CONT --uid luksrotd-worker
 }
 
@@ -116,6 +116,7 @@ write_without_end() {
             sync "$1/new"
             mv "$1/new" "$1/$(sha256sum <"$1/new" | cut -c1-64)"
             [ $((number++)) -lt 200 ] || exit 0
+            sleep 0.5
         done
     ) </dev/null >/dev/null 2>&1 &
 }

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Disks whose writes fail in one place: each phase of a commit meets that in turn.
+"""Disks whose writes fail, or are lost, in one place: each phase of a commit meets that in turn.
 
 dm-flakey covers that place alone, so that it is known what fails; all else of the volume is well.
 """
 
 import json
 
+import pytest
+
 from tests.beds.machine import restored
 from tests.installed.vm.volumes import FILES, KEYS, SMALL, cut_out, header, kit, make_volume, managed, opens, place, put
 
 SECTOR = 512
 HEADER_BYTES = 16384
+FAULTS = {"error": "1 error_writes", "drop": "1 drop_writes"}
 NOTHING_LEFT = """
 found=$(reconcile true)
 echo "$found"
@@ -20,13 +23,14 @@ CREATE = "dmsetup create {name} <<END\n{table}\nEND\n"
 MEND = "dmsetup reload {name} --table '0 {sectors} linear /dev/vdb {begin}'\ndmsetup resume {name}\n"
 
 
-def test_what_is_told_is_true_and_reconcile_mends_it(tmp_path):
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_told_is_true_and_reconcile_mends_it(fault, tmp_path):
     volumes = [make_volume(tmp_path / f"volume{number}", SMALL) for number in range(4)]
     places = [phase_place(volumes[0], phase) for phase in ("new-area", "primary", "secondary", "old-area")]
     disk = tmp_path / "disk"
     put(disk, volumes)
     sick = "".join(
-        CREATE.format(name=f"volume{number}", table=table(number, begin, end, "1 error_writes"))
+        CREATE.format(name=f"volume{number}", table=table(number, begin, end, FAULTS[fault]))
         for number, (begin, end) in enumerate(places)
     )
     well = "".join(
@@ -43,8 +47,11 @@ def test_what_is_told_is_true_and_reconcile_mends_it(tmp_path):
         ! journalctl --unit luksrotd | grep Traceback
         """
         told = [line.split() for line in machine.check(kit(script), FILES).splitlines()]
-        for number, (_, _, _, outcome, *_) in enumerate(told):
-            assert_true(json.loads(outcome), cut_out(disk, number, tmp_path / "now"))
+        assert [state for _, state, *_ in told] == ['"failed"'] * 4, told
+        outcomes = [json.loads(outcome) for _, _, _, outcome, *_ in told]
+        assert outcomes[0] == "unchanged"
+        for number, outcome in enumerate(outcomes):
+            assert_true(outcome, cut_out(disk, number, tmp_path / "now"))
         machine.check(kit(f"{well}\nreconcile false\n{NOTHING_LEFT}"), FILES)
     for number in range(4):
         now = cut_out(disk, number, tmp_path / "now")

@@ -77,20 +77,27 @@ all_right /mnt
 umount /mnt
 cryptsetup close data
 """
-#: More than the machine's memory holds is kept while the key changes.
+#: A process keeps more than the memory that it may have, and reads it again after the rotation.
 SWAP = """
 cryptsetup open --key-file old /dev/vdb swap
 mkswap --quiet /dev/mapper/swap
 swapon /dev/mapper/swap
-fill() { python3 -c 'import sys; kept = b"x" * (900 << 20); print("full", flush=True); sys.stdin.read()'; }
+cat >keep.py <<'END'
+import sys
+kept = b"kept " * (8 << 20)
+print("full", flush=True)
+sys.stdin.read()
+sys.exit(kept.count(b"kept ") != 8 << 20)
+END
 mkfifo hold
-fill <hold >filled &
+systemd-run --quiet --scope --property MemoryMax=24M python3 keep.py <hold >filled &
+keeper=$!
 exec 3>hold
 patiently test -s filled
 [ "$(awk '/swap|dm-/ { print $4 }' /proc/swaps)" -gt 0 ]
 rotate /dev/vdb backup new
 exec 3>&-
-wait
+wait $keeper
 swapoff /dev/mapper/swap
 cryptsetup close swap
 cryptsetup open --key-file new /dev/vdb swap
