@@ -95,8 +95,8 @@ def image(release: str, root: Path | None = None) -> Image:
     """Made of ``root``, or of ``roots.installed(release)``; OSError if it cannot be made."""
     root = root or roots.installed(release)
     modules = kernel(release)
-    key = roots._digest(b"".join(path.read_bytes() for path in (Path(__file__), AGENT)) + f"{root}{modules}".encode())
-    return Image(roots._made(release, f"image-{key}", lambda draft: _assemble(root, modules, draft)))
+    key = roots.digest(b"".join(path.read_bytes() for path in (Path(__file__), AGENT)) + f"{root}{modules}".encode())
+    return Image(roots.made(release, f"image-{key}", lambda draft: _assemble(root, modules, draft)))
 
 
 def kernel(release: str) -> Path:
@@ -105,28 +105,28 @@ def kernel(release: str) -> Path:
         *("mmdebstrap", "--quiet", "--variant=extract", "--format=directory", "--include=linux-image-cloud-amd64"),
         release,
     ]
-    key = roots._digest(json.dumps(argv).encode())
+    key = roots.digest(json.dumps(argv).encode())
 
-    return roots._made(release, f"kernel-{key}", lambda draft: roots._run([*argv, str(draft)]))
+    return roots.made(release, f"kernel-{key}", lambda draft: roots.run([*argv, str(draft)]))
 
 
 def _assemble(root: Path, unpacked: Path, draft: Path) -> None:
     draft.mkdir()
     files = draft / "root"
-    roots._run(["cp", "--archive", "--reflink=auto", str(root), str(files)])
+    roots.run(["cp", "--archive", "--reflink=auto", str(root), str(files)])
     (found,) = (unpacked / "boot").glob("vmlinuz-*")
     shutil.copyfile(found, draft / "kernel")
     version = found.name.removeprefix("vmlinuz-")
     (modules,) = (path for path in (unpacked / "usr/lib/modules", unpacked / "lib/modules") if path.is_dir())
-    roots._run(["cp", "--archive", str(modules), str(files / "usr/lib")])
+    roots.run(["cp", "--archive", str(modules), str(files / "usr/lib")])
     for pattern in LEFT_OUT:
         for path in files.glob(pattern):
-            roots._run(["rm", "--recursive", "--force", str(path)])
-    roots._run(["chroot", str(files), "depmod", version])
+            roots.run(["rm", "--recursive", "--force", str(path)])
+    roots.run(["chroot", str(files), "depmod", version])
     _configure(files)
     _make_initrd(files, version, draft)
-    roots._run(["mke2fs", "-q", "-t", "ext4", "-d", str(files), str(draft / "disk"), DISK_SIZE])
-    roots._run(["rm", "--recursive", "--force", "--one-file-system", str(files)])
+    roots.run(["mke2fs", "-q", "-t", "ext4", "-d", str(files), str(draft / "disk"), DISK_SIZE])
+    roots.run(["rm", "--recursive", "--force", "--one-file-system", str(files)])
 
 
 def _configure(files: Path) -> None:
@@ -159,7 +159,7 @@ def _make_initrd(files: Path, version: str, draft: Path) -> None:
     init.write_text(INIT.format(modules=" ".join(names)))
     init.chmod(0o755)
     pack = f"cd {folder} && find . | cpio --create --format=newc --quiet --reproducible | gzip -1 >{draft}/initrd"
-    roots._run(["sh", "-ec", pack])
+    roots.run(["sh", "-ec", pack])
     shutil.rmtree(folder)
 
 

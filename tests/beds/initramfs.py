@@ -48,14 +48,14 @@ def initramfs(release: str) -> Initramfs:
         '--customize-hook=chroot "$1" sh -c "unmkinitramfs /boot/initrd.img-* /files"',
         release,
     ]
-    key = roots._digest(json.dumps(argv).encode())
-    return Initramfs(roots._made(release, f"initramfs-{key}", lambda draft: _assemble(argv, draft)))
+    key = roots.digest(json.dumps(argv).encode())
+    return Initramfs(roots.made(release, f"initramfs-{key}", lambda draft: _assemble(argv, draft)))
 
 
 def _assemble(argv: list[str], draft: Path) -> None:
     draft.mkdir()
     debian = draft / "debian"
-    roots._run([*argv, str(debian)])
+    roots.run([*argv, str(debian)])
     for pattern, name in (("boot/vmlinuz-*", "kernel"), ("boot/initrd.img-*", "initrd"), ("files", "files")):
         (found,) = debian.glob(pattern)
         found.rename(draft / name)
@@ -63,6 +63,6 @@ def _assemble(argv: list[str], draft: Path) -> None:
     main = draft / "files" / "main"
     if main.is_dir():
         main.rename(draft / "main")
-        roots._remove(draft / "files")
+        roots.remove(draft / "files")
         (draft / "main").rename(draft / "files")
-    roots._remove(debian)
+    roots.remove(debian)

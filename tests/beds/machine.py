@@ -238,14 +238,14 @@ def saved(release: str, boot: Image) -> Path:
     """A folder with the state of a machine that has booted: its ``memory``, and the overlay of its ``root``."""
     version = subprocess.run([PROGRAM, "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout
     facts = [HARDWARE, KERNEL_ARGUMENTS, SETTLE, DISK_BYTES, str(boot.folder), version, LAYOUT]
-    key = roots._digest(json.dumps(facts).encode())
-    return roots._made(release, f"saved-{key}", lambda draft: _save(boot, draft))
+    key = roots.digest(json.dumps(facts).encode())
+    return roots.made(release, f"saved-{key}", lambda draft: _save(boot, draft))
 
 
 def _save(boot: Image, draft: Path) -> None:
     draft.mkdir()
     overlay = draft / "root"
-    roots._run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(boot.disk), "-F", "raw", str(overlay)])
+    roots.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(boot.disk), "-F", "raw", str(overlay)])
     root = _disk("root", overlay, "qcow2", snapshot=False)
     with (
         _disks(None, None, None) as disks,

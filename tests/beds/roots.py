@@ -82,16 +82,16 @@ def folder() -> Path:
 def base(release: str) -> Path:
     """A fresh Debian in which ``apt install`` of our package works without network.  OSError if it cannot be made."""
     argv = _debian(release)
-    key = _digest(json.dumps([argv, MASKED, MACHINE_ID]).encode())
-    return _made(release, f"base-{key}", lambda root: _bootstrap(argv, root))
+    key = digest(json.dumps([argv, MASKED, MACHINE_ID]).encode())
+    return made(release, f"base-{key}", lambda root: _bootstrap(argv, root))
 
 
 def installed(release: str, package: Path | None = None) -> Path:
     """The same with our package installed; it is the one in ``build/deb`` unless another is given."""
     package = package or deb()
     below = _complete(release)
-    key = _digest(below.name.encode() + package.read_bytes())
-    return _made(release, f"installed-{key}", lambda root: _install(below, package, root))
+    key = digest(below.name.encode() + package.read_bytes())
+    return made(release, f"installed-{key}", lambda root: _install(below, package, root))
 
 
 def _complete(release: str) -> Path:
@@ -101,8 +101,8 @@ def _complete(release: str) -> Path:
         apt-mark auto {" ".join(CACHED)} >/dev/null
         apt-get clean
         rm --recursive /var/lib/apt/lists"""
-    key = _digest(f"{below.name} {script}".encode())
-    return _made(release, f"complete-{key}", lambda root: _changed(below, root, script))
+    key = digest(f"{below.name} {script}".encode())
+    return made(release, f"complete-{key}", lambda root: _changed(below, root, script))
 
 
 def deb() -> Path:
@@ -134,7 +134,7 @@ def _debian(release: str) -> list[str]:
 
 
 def _bootstrap(argv: list[str], root: Path) -> None:
-    _run([*argv, str(root)])
+    run([*argv, str(root)])
     root.chmod(0o755)
     (root / "etc/machine-id").write_text(f"{MACHINE_ID}\n")
     (root / "etc/fstab").write_text("")
@@ -148,8 +148,8 @@ def _install(below: Path, package: Path, root: Path) -> None:
 
 def _changed(below: Path, root: Path, script: str, package: Path | None = None) -> None:
     """A copy of a root in which a shell script was run, without network."""
-    _run(["cp", "--archive", "--reflink=auto", str(below), str(root)])
-    _run(
+    run(["cp", "--archive", "--reflink=auto", str(below), str(root)])
+    run(
         [
             *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--link-journal=no", "--console=pipe"),
             *("--private-network", "--resolv-conf=off", "--timezone=off", f"--directory={root}"),
@@ -159,8 +159,8 @@ def _changed(below: Path, root: Path, script: str, package: Path | None = None) 
     )
 
 
-def _made(release: str, name: str, make: Callable[[Path], None]) -> Path:
-    """The root of that name, made if it is not there, by one process only."""
+def made(release: str, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder of that name, made if it is not there, by one process only; ``make`` gets a path that is free."""
     if release not in RELEASES:
         raise ValueError(f"cannot make a root of {release}")
     root = folder() / release / name
@@ -169,7 +169,7 @@ def _made(release: str, name: str, make: Callable[[Path], None]) -> Path:
         if not root.exists():
             _remove_old(root)
             draft = root.with_name(f".{name}.new")
-            _remove(draft)
+            remove(draft)
             make(draft)
             draft.rename(root)
         used = root.with_name(f".{name}.used")
@@ -181,12 +181,13 @@ def _remove_old(root: Path) -> None:
     """Remove the roots of its kind that nobody has asked for lately."""
     for used in root.parent.glob(f".{root.name.partition('-')[0]}-*.used"):
         if time.time() - used.stat().st_mtime > KEPT_SECONDS:
-            _remove(used.with_name(used.name.removeprefix(".").removesuffix(".used")))
+            remove(used.with_name(used.name.removeprefix(".").removesuffix(".used")))
             used.unlink()
 
 
-def _remove(root: Path) -> None:
-    _run(["rm", "--recursive", "--force", "--one-file-system", str(root)])
+def remove(root: Path) -> None:
+    """Remove a folder with all that is in it, but nothing that is mounted there."""
+    run(["rm", "--recursive", "--force", "--one-file-system", str(root)])
 
 
 @contextmanager
@@ -196,7 +197,8 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _run(argv: list[str]) -> None:
+def run(argv: list[str]) -> None:
+    """Run a command to its end, without input; OSError, with what it said, unless status 0."""
     done = subprocess.run(
         argv,
         stdin=subprocess.DEVNULL,
@@ -210,5 +212,6 @@ def _run(argv: list[str]) -> None:
         raise OSError(f"cannot make a root: {argv[0]} ended with {done.returncode}\n{done.stdout}")
 
 
-def _digest(data: bytes) -> str:
+def digest(data: bytes) -> str:
+    """What makes a name of what something is made of."""
     return hashlib.sha256(data).hexdigest()[:16]
