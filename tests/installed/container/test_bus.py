@@ -31,10 +31,12 @@ def user(container):
 
 @pytest.fixture
 def rules(container):
-    """The example rules, installed as they say."""
+    """The example rules, installed as they say, and read, which may else take polkitd a while."""
     container.run("install", "-m", "0644", EXAMPLE, RULES)
+    container.run("systemctl", "restart", "polkit.service")
     yield
     container.run("rm", RULES)
+    container.run("systemctl", "restart", "polkit.service")
 
 
 def busctl(container, *arguments, **options):

@@ -41,13 +41,13 @@ def test_reconcile_has_run_before_the_daemon(container):
 def test_a_daemon_that_hangs_is_killed_and_started_again(container, volume):
     enroll(container, volume)
     put_drop_in(container, "WatchdogSec=1s")
-    container.run("systemctl", "restart", UNIT)
+    restart(container)
     hung = main_pid(container)
     container.run("kill", "-STOP", str(hung))
     remove_drop_in(container)
     active_again(container, hung)
     assert "Watchdog timeout" in container.journal(UNIT)
-    container.run("systemctl", "restart", UNIT)
+    restart(container)
     assert luksrotctl(container, "reconcile", volume.node).endswith("clean\n")
     assert [volume.opens(secret) for secret in (OLD, BACKUP)] == [True, True]
 
@@ -99,6 +99,12 @@ def enrolled(workshop, loop_volume):
     return disk
 
 
+def restart(container):
+    """Start the daemon anew, however often that has been done within the unit's limit of starts."""
+    container.run("systemctl", "reset-failed", UNIT)
+    container.run("systemctl", "restart", UNIT)
+
+
 def hold_rotation(container, volume, number):
     """Start a rotation to ``NEW``, whose commit comes to that write or flush, counted from 0, and waits for ``GO``.
 
@@ -108,7 +114,7 @@ def hold_rotation(container, volume, number):
     command = f"/usr/bin/python3 -m tests.support.daemon_launcher '{plan}'"
     put_drop_in(container, f"Environment=PYTHONPATH={TESTS}\nExecStart=\nExecStart={command}")
     container.run("rm", "-f", REACHED, GO)
-    container.run("systemctl", "restart", UNIT)
+    restart(container)
     remove_drop_in(container)
     rotate(container, volume)
     until(lambda: container.run("test", "-e", REACHED, check=False).returncode == 0, "the commit waits")
