@@ -19,7 +19,7 @@ LOCKED = --require-hashes --no-build-isolation
 
 MAN_PAGES = $(patsubst docs/man/%.scd,build/man/%,$(wildcard docs/man/*.scd))
 
-.PHONY: help deps venv venv-dev venv-fuzz demo test test-trixie fuzz soak load check crash-table man completions lock clean
+.PHONY: help deps venv venv-dev venv-fuzz venv-bench demo test test-trixie fuzz soak load check crash-table man completions lock clean
 .PHONY: deb wheel rpm arch packages package-test
 .PHONY: deps-beds beds container-test initramfs-test powercut powercut-sample vm-test vm-kill
 .DELETE_ON_ERROR:
@@ -55,6 +55,7 @@ deps:
 venv: .venv/luksrotd.stamp
 venv-dev: .venv/dev.stamp
 venv-fuzz: .venv/fuzz.stamp
+venv-bench: .venv/bench.stamp
 
 # The stamps lie in .venv, so that they go with it.  Build requirements come first, and as wheels, so that
 # whatever is built after them is built with what is locked.
@@ -81,6 +82,10 @@ venv-fuzz: .venv/fuzz.stamp
 .venv/fuzz.stamp: packaging/requirements-fuzz.lock .venv/dev.stamp
 	$(PIP) --require-hashes --only-binary :all: -r $< || { \
 		echo 'cannot set up fuzzing: atheris has no wheel for this machine or this Python; make test needs none' >&2; exit 1; }
+	@touch $@
+
+.venv/bench.stamp: packaging/requirements-bench.lock .venv/dev.stamp
+	$(PIP) --require-hashes --only-binary :all: -r $<
 	@touch $@
 
 demo: deps venv
@@ -201,7 +206,7 @@ vm-kill: beds
 lock: deps
 	$(PYTHON) -m venv --clear build/lock
 	build/lock/bin/python -m pip --quiet --disable-pip-version-check install uv
-	cd packaging && for name in requirements-build requirements requirements-dev requirements-fuzz; do \
+	cd packaging && for name in requirements-build requirements requirements-dev requirements-fuzz requirements-bench; do \
 		../build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 			--no-annotate --custom-compile-command 'make lock' --output-file $$name.lock $$name.in || exit; \
 	done
