@@ -191,12 +191,13 @@ async def start(
     old: bytes = OLD,
     new: bytes | None = NEW,
     name: str = "",
+    cost: Mapping[str, Variant] = FAST,
     **options: Variant,
 ) -> str:
     """Start a job with secrets in memfds (``new`` of None: generated); its path."""
     fds = [memfd(old)] + ([memfd(new)] if new is not None else [])
     new_secret = {"fd": Variant("h", 1)} if new is not None else {"generate": Variant("b", True)}
-    body = [name, {"fd": Variant("h", 0)}, new_secret, {**FAST, **options}]
+    body = [name, {"fd": Variant("h", 0)}, new_secret, {**cost, **options}]
     try:
         (job,) = await client.call(path, names.DEVICE_INTERFACE, method, "sa{sv}a{sv}a{sv}", body, fds=fds)
     finally:
