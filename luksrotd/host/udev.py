@@ -162,6 +162,15 @@ def look(device: Any) -> Found:
     return Found(uuid, traits(device)) if uuid else NOTHING
 
 
+def may_hold_luks(node: str) -> bool:
+    """Whether udev says that the node holds a LUKS volume, or says nothing of it, for one that cannot be read."""
+    try:
+        device = pyudev.Devices.from_device_file(pyudev.Context(), node)
+    except (OSError, ImportError, pyudev.DeviceNotFoundError):
+        return True
+    return not device.is_initialized or device.properties.get("ID_FS_TYPE") == "crypto_LUKS"
+
+
 def luks2_uuid(device: Any) -> str:
     """The LUKS UUID if the pyudev device is there, ready and LUKS2, and no path to a multipath device; else ''."""
     properties = device.properties
