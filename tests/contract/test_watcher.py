@@ -374,6 +374,33 @@ async def test_luks1_is_none_of_our_business(real):
         assert await reader.next() == DeviceEvent(ADDED, node, uuid)
 
 
+DEAF = "no udev in this network namespace"
+
+
+@pytest.mark.asyncio
+async def test_who_cannot_hear_udev_says_so(real, caplog):
+    """In a network namespace of its own, without the socket: nothing comes."""
+    node = real.attach()
+    uuid = real.format(node)
+    with other_network():
+        async with reading(real.watcher(), node) as reader:
+            assert await reader.next() == DeviceEvent(ADDED, node, uuid)
+    (record,) = caplog.records
+    assert (record.levelname, record.message[: len(DEAF)]) == ("WARNING", DEAF)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("network", "given"), [(nullcontext, False), (nullcontext, True), (other_network, True)])
+async def test_who_hears_udev_says_nothing(real, caplog, network, given):
+    node = real.attach()
+    real.format(node)
+    inherited = socket_unit() if given else None
+    with network():
+        async with reading(real.watcher(inherited=inherited), node) as reader:
+            await reader.until(ADDED)
+    assert caplog.records == []
+
+
 def test_what_udev_says_of_a_node_that_cannot_be_read(real):
     volume, empty = real.attach(), real.attach()
     real.format(volume)
