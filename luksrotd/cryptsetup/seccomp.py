@@ -9,8 +9,8 @@ from typing import Final
 
 from luksrotd.cryptsetup._ffi import ffi, lib
 
-#: Here clone(2) has its flags elsewhere, and mmap(2) its arguments in memory, where no filter sees them.
-_UNLIKE_OTHERS: Final = (lib.SCMP_ARCH_S390, lib.SCMP_ARCH_S390X)
+#: Here mmap(2) has its arguments in memory, where no filter sees them; on s390 clone(2) has its flags elsewhere, too.
+_UNLIKE_OTHERS: Final = (lib.SCMP_ARCH_S390, lib.SCMP_ARCH_S390X, lib.SCMP_ARCH_X86)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,11 @@ RIVALS: Final = ("cryptsetup", "cryptenroll")
 SECRETS: Final = (BACKUP, NEW)
 ARGON: Final = ("--pbkdf", "argon2id")
 SEQUENCES: Final = """Against four commands of cryptsetup (luksAddKey, token import, luksKillSlot, token remove), and
-systemd-cryptenroll --recovery-key --wipe-slot=recovery. Each has a volume of its own, an image on the disk behind a loop
-device."""
-CHEAP_METHOD: Final = f"""The daemon runs, and a client on the bus calls Rotate and waits for Completed: so polkit, job,
-locks, worker and commit are in it. Keyslots are pbkdf2 with 1000 iterations: what is seen is all but key derivation.
-{SEQUENCES}"""
+systemd-cryptenroll --recovery-key --wipe-slot=recovery. Each has a volume of its own, an image on the disk behind a
+loop device."""
+CHEAP_METHOD: Final = f"""The daemon runs, and a client on the bus calls Rotate and waits for Completed: so polkit,
+job, locks, worker and commit are in it. Keyslots are pbkdf2 with 1000 iterations: what is seen is all but key
+derivation. {SEQUENCES}"""
 COSTLY_METHOD: Final = f"""The same, but the passphrase that unlocks and the new one are Argon2id keyslots of the cost
 that libcryptsetup chooses on this machine. {SEQUENCES} systemd-cryptenroll makes its new keyslot with pbkdf2 of 1000
 iterations whatever the others are, and so derives one costly key only."""
