@@ -29,7 +29,9 @@ from luksrotd.host.memory import available_kib
 from luksrotd.host.notify import UDEV_SOCKET, ServiceManager, StatusLine, inherited_socket, watchdog_interval
 from luksrotd.host.process import client_and_unit
 from luksrotd.host.sealed import SecretMemfd
+from luksrotd.host.spare import Spare
 from luksrotd.host.udev import UdevWatcher
+from luksrotd.host.worker import WorkerEngine
 from luksrotd.ports import Devices, Host, Watcher
 from luksrotd.service.audit import Audit
 from luksrotd.service.denials import RecordedAuthority
@@ -257,16 +259,17 @@ async def serve(decorators: Decorators) -> int:
         log.error("%s", error)
         manager.status(str(error))
         return EXIT_CONFIG
-    host = direct.build_host()
-    host = replace(host, devices=decorators.devices(host.devices))
-    daemon = Daemon(
-        host,
-        decorators.watcher(UdevWatcher(inherited=inherited_socket(UDEV_SOCKET))),
-        manager,
-        decorators.configuration,
-    )
-    daemon.configure(config)
-    return await daemon.run(stop, reload)
+    async with Spare() as spare:
+        host = direct.build_host(engine=WorkerEngine(spare=spare))
+        host = replace(host, devices=decorators.devices(host.devices))
+        daemon = Daemon(
+            host,
+            decorators.watcher(UdevWatcher(inherited=inherited_socket(UDEV_SOCKET))),
+            manager,
+            decorators.configuration,
+        )
+        daemon.configure(config)
+        return await daemon.run(stop, reload)
 
 
 def launch(decorators: Decorators | None = None) -> int:

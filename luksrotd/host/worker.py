@@ -12,13 +12,14 @@ import os
 import signal
 import socket
 import sys
-from asyncio.subprocess import DEVNULL, Process
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from luksrotd.errors import EngineCrashed, EngineError, EngineTimeout, LuksrotdError, SecretRejected
 from luksrotd.host.sources import TPM_DEVICE, declared, fds_of, groups_for
+from luksrotd.host.spare import Spare
+from luksrotd.host.workerprocess import WorkerProcess, start_worker, to_the_end
 from luksrotd.ports import SecretSource, Shadow
 from luksrotd.rotation import wire
 from luksrotd.rotation.edits import Edit, to_wire
@@ -47,12 +48,16 @@ class Deadlines:
 
 @dataclass(frozen=True, slots=True)
 class WorkerEngine:
-    """Starts workers.  ``python`` is the interpreter that they run in, ``module`` their program, ``tpm`` the device."""
+    """Starts workers.  ``python`` is the interpreter that they run in, ``module`` their program, ``tpm`` the device.
+
+    ``spare``: keeps one started ahead, of those that need no device.
+    """
 
     deadlines: Deadlines = field(default_factory=Deadlines)
     python: str = sys.executable
     module: str = "luksrotd.worker"
     tpm: str = TPM_DEVICE
+    spare: Spare | None = None
 
     @contextlib.asynccontextmanager
     async def session(self, shadow: Shadow, secrets: Mapping[str, SecretSource]) -> AsyncIterator["WorkerSession"]:
@@ -67,52 +72,39 @@ class WorkerEngine:
         The descriptors stay the caller's and must stay open until this has been entered.  Leaving kills the worker and
         everything in its process group, and returns when it has been reaped, also when cancelled meanwhile.
         """
-        with contextlib.ExitStack() as ours_only, contextlib.ExitStack() as until_spawned:
-            fds = [fd for source in secrets.values() for fd in fds_of(source)]
-            copies = until_spawned.enter_context(_duplicates([target, *fds]))
-            ours, theirs, stderr = ours_only.enter_context(_plumbing())
-            # asyncio forgets the process when it is cancelled while it kills the one that it was cancelled at starting.
-            groups = groups_for(secrets.values(), self.tpm)
-            spawning = asyncio.ensure_future(self._spawn(theirs, copies, stderr, groups))
-            cancelled = await _to_the_end(spawning)
-            process = spawning.result()
+        fds = [target, *(fd for source in secrets.values() for fd in fds_of(source))]
+        with _duplicates(fds) as copies:
+            obtaining = asyncio.ensure_future(self._obtain(groups_for(secrets.values(), self.tpm)))
+            cancelled = await to_the_end(obtaining)
+            process = obtaining.result()
             try:
                 if cancelled is not None:
                     raise cancelled
-                until_spawned.close()
-                theirs.close()
-                worker = WorkerSession(process, ours, stderr, self.deadlines)
-                await worker.start(copies[0], declared(secrets, copies[1:]))
-                yield worker
-            finally:
-                await _finish(process)
-
-    async def _spawn(self, control: socket.socket, fds: Sequence[int], stderr: int, groups: Sequence[int]) -> Process:
-        # PYTHONPATH: for a source tree.  Nothing else of the environment concerns a worker.
-        environment = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
-        arguments = ("-P", "-s", "-B", "-m", self.module, str(control.fileno()), str(os.getpid()), *map(str, groups))
+                worker = WorkerSession(process, self.deadlines)
+                await worker.start(copies, declared(secrets, range(1, len(copies))))
+            except BaseException:
+                await process.end()
+                raise
         try:
-            return await asyncio.create_subprocess_exec(
-                self.python,
-                *arguments,
-                stdin=DEVNULL,
-                stdout=DEVNULL,
-                stderr=stderr,
-                pass_fds=(control.fileno(), *fds),
-                env=environment,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise EngineError(f"cannot start a worker: {error.strerror}") from error
+            if self.spare is not None:
+                self.spare.replace()
+            yield worker
+        finally:
+            await process.end()
+
+    async def _obtain(self, groups: Sequence[int]) -> WorkerProcess:
+        """A worker that nobody has used; not to be cancelled."""
+        spare = await self.spare.take() if self.spare is not None and not groups else None
+        return spare or await start_worker(self.python, self.module, groups)
 
 
 class WorkerSession:
     """``ports.EngineSession`` on a running worker."""
 
-    def __init__(self, process: Process, channel: socket.socket, stderr: int, deadlines: Deadlines) -> None:
-        self._process = process
-        self._channel = channel
-        self._stderr = stderr
+    def __init__(self, worker: WorkerProcess, deadlines: Deadlines) -> None:
+        self._process = worker.process
+        self._channel = worker.channel
+        self._stderr = worker.stderr
         self._deadlines = deadlines
         self._received = bytearray()
         self._usable = True
@@ -122,11 +114,11 @@ class WorkerSession:
         """Process id of the worker, for the log."""
         return self._process.pid
 
-    async def start(self, shadow: int, secrets: Mapping[str, Any]) -> None:
-        """Declare the descriptors, by their numbers in the worker.  Only for ``WorkerEngine.session``."""
+    async def start(self, fds: Sequence[int], secrets: Mapping[str, Any]) -> None:
+        """Hand over descriptors, the shadow's first; ``secrets`` tell their places.  Only for ``WorkerEngine``."""
         seconds = self._deadlines.secret
-        request = {"op": "start", "shadow": shadow, "secrets": secrets, "secret_seconds": seconds}
-        await self._call(request, seconds + self._deadlines.start)
+        request = {"op": "start", "shadow": 0, "secrets": secrets, "secret_seconds": seconds}
+        await self._call(request, seconds + self._deadlines.start, fds)
 
     async def load(self) -> Mapping[str, Any]:
         """See ``ports.EngineSession``."""
@@ -158,14 +150,14 @@ class WorkerSession:
             raise self._refused("neither yes nor no")
         return answer
 
-    async def _call(self, request: Mapping[str, Any], seconds: float) -> Any:
+    async def _call(self, request: Mapping[str, Any], seconds: float, fds: Sequence[int] = ()) -> Any:
         if not self._usable:
             raise EngineError("cannot use a worker again after it failed")
         # Until the reply is in: a call that was cancelled half-way would leave its reply to the next one.
         self._usable = False
         try:
             async with asyncio.timeout(seconds):
-                line = await self._exchange(wire.encode(request))
+                line = await self._exchange(wire.encode(request), fds)
             if line is None:
                 raise await self._crashed()
             result = wire.result_of(line)
@@ -177,12 +169,13 @@ class WorkerSession:
         self._usable = True
         return result
 
-    async def _exchange(self, request: bytes) -> bytes | None:
+    async def _exchange(self, request: bytes, fds: Sequence[int]) -> bytes | None:
         """The line that answers ``request``; None when the worker closes its end instead."""
         loop = asyncio.get_running_loop()
         # A worker that gave up while this was under way has said why: read on.
         with contextlib.suppress(ConnectionError):
-            await loop.sock_sendall(self._channel, request)
+            sent = self._send_fds(request, fds) if fds else 0
+            await loop.sock_sendall(self._channel, request[sent:])
         while True:
             try:
                 chunk = await loop.sock_recv(self._channel, CHUNK)
@@ -199,6 +192,15 @@ class WorkerSession:
                 return line
             if len(self._received) > wire.MAX_LINE:
                 raise EngineError("cannot understand the worker: endless reply")
+
+    def _send_fds(self, request: bytes, fds: Sequence[int]) -> int:
+        """Send them with the beginning of ``request``, for which a fresh socket has room; how much of it went."""
+        try:
+            return socket.send_fds(self._channel, [request], fds)
+        except ConnectionError:
+            raise
+        except OSError as error:
+            raise EngineError(f"cannot pass on descriptors: {error.strerror}") from error
 
     async def _crashed(self) -> EngineCrashed:
         try:
@@ -223,27 +225,8 @@ class WorkerSession:
 
 
 @contextlib.contextmanager
-def _plumbing() -> Iterator[tuple[socket.socket, socket.socket, int]]:
-    """Our end of the control socket, the worker's, and a file for its stderr.
-
-    A file, not a pipe: it needs no reader, cannot block the worker, and is bounded by the worker's RLIMIT_FSIZE.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            ours, theirs = socket.socketpair()
-            stack.enter_context(ours)
-            stack.enter_context(theirs)
-            stderr = os.memfd_create("luksrotd-worker-stderr", os.MFD_CLOEXEC)
-            stack.callback(os.close, stderr)
-        except OSError as error:
-            raise EngineError(f"cannot start a worker: {error.strerror}") from error
-        ours.setblocking(False)
-        yield ours, theirs, stderr
-
-
-@contextlib.contextmanager
 def _duplicates(fds: Sequence[int]) -> Iterator[list[int]]:
-    """Copies above the standard descriptors, which the child replaces (a caller's secret may be its stdin)."""
+    """Copies, made before anything else is opened; closed on leaving."""
     with contextlib.ExitStack() as stack:
         copies = []
         try:
@@ -257,28 +240,6 @@ def _duplicates(fds: Sequence[int]) -> Iterator[list[int]]:
             kind = SecretRejected if error.errno == errno.EBADF else EngineError
             raise kind(f"cannot pass on a descriptor: {error.strerror}") from error
         yield copies
-
-
-async def _finish(process: Process) -> None:
-    """Kill the worker's process group and reap the worker, however often this task is cancelled meanwhile."""
-    # The group, not only its leader: a worker that was taken over may have forked.
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    cancelled = await _to_the_end(asyncio.ensure_future(process.wait()))
-    if cancelled is not None:
-        raise cancelled
-
-
-async def _to_the_end(future: asyncio.Future[Any]) -> asyncio.CancelledError | None:
-    """Wait until ``future`` is done, whatever its outcome; the last cancellation of this task that came meanwhile."""
-    cancelled = None
-    while not future.done():
-        try:
-            await asyncio.wait([future])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    return cancelled
 
 
 def _signal_name(number: int) -> str:

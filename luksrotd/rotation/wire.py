@@ -4,7 +4,7 @@
 ========  ===========================================================  ==================================
 op        members                                                      result
 ========  ===========================================================  ==================================
-start     shadow: fd, secret_seconds: float,                           null
+start     shadow: n, secret_seconds: float,                            null
           secrets: {name: {"fd": n, "limit": bytes} | {"generate": n}
           | {"token": n or null (any), "pin": {"fd": n, "limit":
           bytes} or null}}
@@ -15,8 +15,9 @@ opens     keyslot: int, secret: name                                   bool
 ========  ===========================================================  ==================================
 
 A reply is ``{"ok": true, "result": …}`` or ``{"ok": false, "error": code, "message": text}``, after which the worker
-exits.  ``start`` comes first and once.  Secrets go by descriptor; no line ever holds one.  Neither end trusts the other
-further than this module checks.
+exits.  ``start`` comes first and once, and with it descriptors (SCM_RIGHTS, unix(7)): ``n`` is the place of one among
+them, from 0.  Secrets go by descriptor; no line ever holds one.  Neither end trusts the other further than this module
+checks.
 """
 
 import json

@@ -4,7 +4,7 @@
 import os
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, assert_never
 
 from luksrotd.cryptsetup.api import ANY_KEYSLOT, Context
@@ -36,6 +36,7 @@ class Session:
     def __init__(self, control: int) -> None:
         self._control = control
         self._path = ""
+        self._fds: Sequence[int] = ()
         self._secrets: dict[str, SafeMemory | TokenCredential] = {}
         self._context: Context | None = None
         self._key: SafeMemory | None = None
@@ -45,6 +46,10 @@ class Session:
             "apply": self._apply,
             "opens": self._opens,
         }
+
+    def take(self, fds: Sequence[int]) -> None:
+        """What ``start`` is about: the descriptors that came with it, which it tells by their places."""
+        self._fds = fds
 
     def handle(self, request: Mapping[str, Any]) -> Any:
         """The result of one request (``luksrotd.rotation.wire``); raises what ``ports.EngineSession`` says."""
@@ -66,7 +71,8 @@ class Session:
     def _start(self, request: Mapping[str, Any]) -> None:
         if request.get("op") != "start":
             raise InvalidRequest("cannot work: the first request must be start")
-        shadow, sources = int(request["shadow"]), dict(request["secrets"])
+        shadow = self._fds[request["shadow"]]
+        sources = {name: _placed(source, self._fds) for name, source in request["secrets"].items()}
         sources_fds = {fd for source in sources.values() for fd in _fds(source)}
         confine.keep_only({self._control, shadow, *sources_fds})
         confine.limit_writes(self._writable_size(shadow))
@@ -151,6 +157,14 @@ class Session:
         if isinstance(secret, TokenCredential):
             raise InvalidRequest(f"cannot use a token as the secret {name!r}: it can only unlock")
         return secret
+
+
+def _placed(source: Mapping[str, Any], fds: Sequence[int]) -> dict[str, Any]:
+    """A declared secret with descriptors in place of their places."""
+    placed = {key: fds[value] if key in ("fd", "generate") else value for key, value in source.items()}
+    if placed.get("pin") is not None:
+        placed["pin"] = _placed(placed["pin"], fds)
+    return placed
 
 
 def _fds(source: Mapping[str, Any]) -> list[int]:

@@ -271,7 +271,7 @@ from luksrotd.cryptsetup._ffi import ffi, lib
 from luksrotd.worker.confine import confine
 from luksrotd.worker.serve import serve
 from luksrotd.worker.session import Session
-shadow, key, new, control = map(int, sys.argv[1:])
+control = int(sys.argv[1])
 os.setgroups([])
 os.setresgid(12345, 12345, 12345)
 os.setresuid(12345, 12345, 12345)
@@ -282,23 +282,24 @@ os._exit(serve(control, os.getppid(), Session, confine))
 
 def test_a_worker_of_an_ordinary_user_works_sealed(shadow, tmp_path):
     ours, theirs = socket.socketpair()
-    fds = [shadow.fd, memfd(KEY), memfd(b"a new key"), theirs.fileno()]
+    fds = [shadow.fd, memfd(KEY), memfd(b"a new key")]
     environment = {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-P", "-s", "-c", ORDINARY, *map(str, fds)]
-    secrets = {"unlock": {"fd": fds[1], "limit": 100}, "new": {"fd": fds[2], "limit": 100}}
+    command = [sys.executable, "-P", "-s", "-c", ORDINARY, str(theirs.fileno())]
+    secrets = {"unlock": {"fd": 1, "limit": 100}, "new": {"fd": 2, "limit": 100}}
     edits = [to_wire(AddKeyslot(1, "new", PBKDF_FOR_RANDOM_KEYS))]
     requests = [
-        {"op": "start", "shadow": fds[0], "secrets": secrets, "secret_seconds": 60},
+        {"op": "start", "shadow": 0, "secrets": secrets, "secret_seconds": 60},
         {"op": "load"},
         {"op": "unlock", "keyslot": None, "volume_key": False},
         {"op": "apply", "edits": edits},
         {"op": "opens", "keyslot": 1, "secret": "new"},
     ]
-    with ours, ours.makefile("rb") as lines, subprocess.Popen(command, pass_fds=fds, env=environment) as process:
+    pass_fds = (theirs.fileno(),)
+    with ours, ours.makefile("rb") as lines, subprocess.Popen(command, pass_fds=pass_fds, env=environment) as process:
         theirs.close()
         results = []
         for request in requests:
-            ours.sendall(wire.encode(request))
+            socket.send_fds(ours, [wire.encode(request)], [] if results else fds)
             results.append(wire.result_of(lines.readline()))
         found = status(f"/proc/{process.pid}")
         ours.shutdown(socket.SHUT_WR)
