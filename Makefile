@@ -117,7 +117,7 @@ fuzz: deps venv-fuzz
 check: deps venv-dev
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
-	.venv/bin/mypy luksrotd tests/support tests/beds tests/powercut tests/fuzz tests/scale
+	.venv/bin/mypy luksrotd tests/support tests/beds tests/bench tests/powercut tests/fuzz tests/scale
 	.venv/bin/lint-imports
 
 # All crash states of all operations on all geometries; as root, for it works on loop devices.

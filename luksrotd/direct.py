@@ -150,9 +150,15 @@ def node_of(uuid: str) -> str:
     link = BY_UUID / uuid.lower()
     if link.exists():
         return str(link.resolve())
-    found = [node for node in scan() if uuid_of(DeviceRef(node)) == uuid.lower()]
+    found, failed = [], ""
+    for node in scan():
+        try:
+            if uuid_of(DeviceRef(node)) == uuid.lower():
+                found.append(node)
+        except LuksrotdError as error:  # it may be another one that is meant
+            failed = f"; {error.message}"
     if not found:
-        raise UnknownDevice(f"cannot find a block device with the LUKS UUID {uuid}")
+        raise UnknownDevice(f"cannot find a block device with the LUKS UUID {uuid}{failed}")
     if len(found) > 1:
         raise InvalidRequest(f"cannot choose between {', '.join(found)}: all have the LUKS UUID {uuid}")
     return found[0]
@@ -161,7 +167,8 @@ def node_of(uuid: str) -> str:
 def scan() -> tuple[str, ...]:
     """The nodes of all block devices with a LUKS2 header, a damaged one too.
 
-    Raises ``NotAuthorized`` where block devices cannot be read.
+    Those that root may not open are among them unless udev says that they hold something else: to use one will fail and
+    say why.  Raises ``NotAuthorized`` where others than root cannot read block devices.
     """
     return _readable({node: _look(node) for node in _nodes()})
 
@@ -196,18 +203,25 @@ class Turns:
 
 
 def _look(node: str) -> bool | None:
-    """Whether it holds LUKS2; ``None`` where it may not be read."""
+    """Whether it holds LUKS2; ``None`` where its owner and mode do not let us see.
+
+    What a control group keeps from us (EPERM) is meant for others than this container, and holds nothing.
+    """
     try:
         return _holds_luks2(node)
-    except PermissionError:
-        return None
+    except PermissionError as error:
+        return None if error.errno == errno.EACCES else False
 
 
 def _readable(found: Mapping[str, bool | None]) -> tuple[str, ...]:
-    forbidden = sum(holds is None for holds in found.values())
-    if forbidden and os.geteuid() != 0:
-        raise NotAuthorized(f"cannot read {forbidden} block devices: {os.strerror(errno.EACCES)}; try as root")
-    return tuple(node for node, holds in found.items() if holds)
+    forbidden = [node for node, holds in found.items() if holds is None]
+    if not forbidden:
+        return tuple(node for node, holds in found.items() if holds)
+    if os.geteuid() != 0:
+        raise NotAuthorized(f"cannot read {len(forbidden)} block devices: {os.strerror(errno.EACCES)}; try as root")
+    from luksrotd.host.udev import may_hold_luks  # noqa: PLC0415 - only where it is needed: start-up stays fast
+
+    return tuple(node for node, holds in found.items() if holds or (holds is None and may_hold_luks(node)))
 
 
 def uuid_of(ref: DeviceRef) -> str | None:

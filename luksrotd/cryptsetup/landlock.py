@@ -24,6 +24,12 @@ class Access(enum.IntFlag):
 _RIGHTS: Final = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 #: For anything but a directory.
 _OF_FILES: Final = Access.READ_FILE | Access.WRITE_FILE
+#: Of the system calls, for errors.
+_NAMES: Final = {
+    lib.SYS_landlock_create_ruleset: "landlock_create_ruleset",
+    lib.SYS_landlock_add_rule: "landlock_add_rule",
+    lib.SYS_landlock_restrict_self: "landlock_restrict_self",
+}
 #: The kernel was built or started without Landlock, or a sandbox around this process forbids it.
 _ABSENT: Final = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
 
@@ -87,5 +93,5 @@ def _grant(ruleset: int, fd: int, access: Access) -> None:
 def _call(number: int, *arguments: object) -> int:
     result = lib.syscall(number, *(ffi.cast("long", a) if isinstance(a, int) else a for a in arguments))
     if result < 0:
-        raise OSError(ffi.errno, os.strerror(ffi.errno))
+        raise OSError(ffi.errno, os.strerror(ffi.errno), _NAMES[number])
     return int(result)

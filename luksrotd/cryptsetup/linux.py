@@ -4,9 +4,25 @@
 import errno
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from luksrotd.cryptsetup._ffi import ffi, lib
 from luksrotd.cryptsetup.memory import SafeMemory
+
+
+@contextmanager
+def naming(call: str) -> Iterator[None]:
+    """Have an ``OSError`` that leaves the block name the system call, as its ``filename``."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, call) from error
+
+
+def reason(error: OSError) -> str:
+    """Which call failed, if the error names it, and why."""
+    return ": ".join(str(part) for part in (error.filename, error.strerror) if part)
 
 
 def forbid_new_privileges() -> None:
@@ -44,4 +60,4 @@ def fill_randomly(memory: SafeMemory) -> None:
 def _prctl(option: int, argument: int) -> None:
     zero = ffi.cast("unsigned long", 0)
     if lib.prctl(option, ffi.cast("unsigned long", argument), zero, zero, zero) != 0:
-        raise OSError(ffi.errno, os.strerror(ffi.errno))
+        raise OSError(ffi.errno, os.strerror(ffi.errno), f"prctl {option}")

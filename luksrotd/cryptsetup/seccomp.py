@@ -9,8 +9,8 @@ from typing import Final
 
 from luksrotd.cryptsetup._ffi import ffi, lib
 
-#: Here clone(2) has its flags elsewhere, and mmap(2) its arguments in memory, where no filter sees them.
-_UNLIKE_OTHERS: Final = (lib.SCMP_ARCH_S390, lib.SCMP_ARCH_S390X)
+#: Here mmap(2) has its arguments in memory, where no filter sees them; on s390 clone(2) has its flags elsewhere, too.
+_UNLIKE_OTHERS: Final = (lib.SCMP_ARCH_S390, lib.SCMP_ARCH_S390X, lib.SCMP_ARCH_X86)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +44,10 @@ def allow_only(rules: Iterable[Rule]) -> None:
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
     try:
         # The kernel's errno, not ECANCELED for all of them.
-        _check(lib.seccomp_attr_set(context, lib.SCMP_FLTATR_API_SYSRAWRC, 1))
+        _check("seccomp_attr_set", lib.seccomp_attr_set(context, lib.SCMP_FLTATR_API_SYSRAWRC, 1))
         for rule in rules:
             _add(context, rule)
-        _check(lib.seccomp_load(context))
+        _check("seccomp_load", lib.seccomp_load(context))
     finally:
         lib.seccomp_release(context)
 
@@ -61,9 +61,10 @@ def _add(context: object, rule: Rule) -> None:
         target.arg, target.op = condition.argument, lib.SCMP_CMP_MASKED_EQ
         target.datum_a, target.datum_b = condition.mask, condition.value
     # Calls that this architecture does not have are left out, too: libseccomp sees to it.
-    _check(lib.seccomp_rule_add_array(context, lib.SCMP_ACT_ALLOW, number, len(rule.conditions), conditions))
+    added = lib.seccomp_rule_add_array(context, lib.SCMP_ACT_ALLOW, number, len(rule.conditions), conditions)
+    _check(f"seccomp_rule_add for {rule.call}", added)
 
 
-def _check(result: int) -> None:
+def _check(call: str, result: int) -> None:
     if result < 0:
-        raise OSError(-result, os.strerror(-result))
+        raise OSError(-result, os.strerror(-result), call)

@@ -64,12 +64,16 @@ def _open(path: str, *, writable: bool) -> "BlockDevice":
     # Opening has side effects on some files (fifos block, tapes rewind), so look first: O_PATH opens nothing.
     place = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        mode = os.fstat(place).st_mode
+        status = os.fstat(place)
+        mode = status.st_mode
         if not (stat.S_ISBLK(mode) or stat.S_ISREG(mode)):
             raise UnknownDevice(f"cannot open {path}: neither a block device nor a regular file")
         # O_NONBLOCK: do not wait for somebody who holds a lease on the file (fcntl(2)), nor for a medium.
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
-        fd = os.open(f"/proc/self/fd/{place}", flags)
+        try:
+            fd = os.open(f"/proc/self/fd/{place}", flags)
+        except PermissionError as error:
+            raise DeviceError(f"cannot open {path}: {error.strerror}{_advice(status)}") from error
     finally:
         os.close(place)
     try:
@@ -80,6 +84,14 @@ def _open(path: str, *, writable: bool) -> "BlockDevice":
     except BaseException:
         os.close(fd)
         raise
+
+
+def _advice(status: os.stat_result) -> str:
+    """What to do about a file that keeps root out: without CAP_DAC_OVERRIDE, as in our units, others' files do."""
+    if os.geteuid() != 0 or status.st_uid == 0:
+        return ""
+    who = f"user {status.st_uid}, group {status.st_gid}, mode {stat.S_IMODE(status.st_mode):04o}"
+    return f" (it belongs to {who}): let root open it (luksrotd(8), PROBLEMS)"
 
 
 def _ask(fd: int, request: int, width: int) -> int:

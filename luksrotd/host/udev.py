@@ -8,10 +8,12 @@ a device had, the reader is told once what became of it, and the queue is no lon
 
 import asyncio
 import errno
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import pyudev
@@ -19,11 +21,18 @@ import pyudev
 from luksrotd.errors import DeviceError
 from luksrotd.ports import DeviceEvent, Traits, WatchEvent
 
+log = logging.getLogger(__name__)
+
 RECEIVE_BUFFER: Final = 16 * 1024 * 1024
 """Bytes of netlink queue; a large machine sends thousands of events at boot."""
 
 _BATCH: Final = 64
 """Events taken from the queue before the rest of the loop has its turn."""
+
+#: The netlink sockets of this thread's network namespace (linux/netlink.h: the family and group of uevents).
+_NETLINK_SOCKETS: Final = Path("/proc/thread-self/net/netlink")
+_KOBJECT_UEVENT: Final = 15
+_KERNEL_GROUP: Final = 1
 
 _CARRIED_BUSES: Final = frozenset({"usb", "ieee1394"})
 """What is attached by these can be taken along, whatever its ``removable`` attribute says of its medium."""
@@ -63,6 +72,11 @@ class UdevWatcher:
         When the kernel had to drop events, every known device is reported as CHANGED, and those that came or went
         meanwhile as ADDED or REMOVED.  Raises ``DeviceError`` when udev cannot be followed.
         """
+        if self._inherited is None and not is_udev_near():
+            log.warning(
+                "no udev in this network namespace: what comes or goes from now on will not be noticed; "
+                "luksrotd.service needs luksrotd-udev.socket (luksrotd(8), PROBLEMS)"
+            )
         try:
             context = pyudev.Context()
             monitor = _start_monitor(context, self._receive_buffer)
@@ -138,6 +152,20 @@ class UdevWatcher:
         self._pending[node] = state
 
 
+def is_udev_near() -> bool:
+    """Whether udev, or systemd for it, listens to the kernel in this network namespace, the only one that it tells.
+
+    True if that cannot be known.
+    """
+    try:
+        _, *sockets = [line.split() for line in _NETLINK_SOCKETS.read_text().splitlines()]
+        return any(
+            int(family) == _KOBJECT_UEVENT and int(groups, 16) & _KERNEL_GROUP for _, family, _, groups, *_ in sockets
+        )
+    except (OSError, ValueError):
+        return True
+
+
 def _start_monitor(context: Any, receive_buffer: int) -> Any:
     monitor = pyudev.Monitor.from_netlink(context)
     monitor.filter_by("block")
@@ -160,6 +188,15 @@ def look(device: Any) -> Found:
     """What is on the pyudev device, and what it is."""
     uuid = luks2_uuid(device)
     return Found(uuid, traits(device)) if uuid else NOTHING
+
+
+def may_hold_luks(node: str) -> bool:
+    """Whether udev says that the node holds a LUKS volume, or says nothing of it, for one that cannot be read."""
+    try:
+        device = pyudev.Devices.from_device_file(pyudev.Context(), node)
+    except (OSError, ImportError, pyudev.DeviceNotFoundError):
+        return True
+    return not device.is_initialized or device.properties.get("ID_FS_TYPE") == "crypto_LUKS"
 
 
 def luks2_uuid(device: Any) -> str:

@@ -40,15 +40,20 @@ def confine(parent: int, groups: Sequence[int] = ()) -> None:
         if os.geteuid() == 0:
             user, group = _unprivileged()
             linux.leave_namespaces()  # best effort: a sandbox may forbid it, and then has done it itself
-            os.setgroups(groups)
-            os.setresgid(group, group, group)
-            os.setresuid(user, user, user)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            # Each says EINVAL of a user or group that the user namespace has not.
+            with linux.naming("setgroups"):
+                os.setgroups(groups)
+            with linux.naming(f"setresgid to {group}"):
+                os.setresgid(group, group, group)
+            with linux.naming(f"setresuid to {user}"):
+                os.setresuid(user, user, user)
+        with linux.naming("setrlimit"):
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         linux.forbid_new_privileges()
         linux.forbid_dumping()
         linux.die_with_parent()
     except OSError as error:
-        raise EngineError(f"cannot confine the worker: {error.strerror}") from error
+        raise EngineError(f"cannot confine the worker: {linux.reason(error)}") from error
     if os.getppid() != parent:
         # It died before die_with_parent() could take effect.
         raise EngineError("cannot work: the parent has gone")

@@ -38,12 +38,13 @@ def confine(parent: int) -> None:
         os.chdir("/")
         os.umask(0o077)
         linux.leave_namespaces()  # best effort: only root may
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        with linux.naming("setrlimit"):
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         linux.forbid_new_privileges()
         linux.forbid_dumping()
         linux.die_with_parent()
     except OSError as error:
-        raise EngineError(f"cannot confine the worker: {error.strerror}") from error
+        raise EngineError(f"cannot confine the worker: {linux.reason(error)}") from error
     if os.getppid() != parent:
         raise EngineError("cannot work: the parent has gone")
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from luksrotd import names
-from luksrotd.cryptsetup import landlock, seccomp
+from luksrotd.cryptsetup import landlock, linux, seccomp
 from luksrotd.cryptsetup.landlock import Access
 from luksrotd.cryptsetup.seccomp import Condition, Rule
 from luksrotd.errors import EngineError
@@ -75,7 +75,7 @@ def seal(*, tokens: bool) -> None:
         landlock.allow_only(dict(files(tokens=tokens)))
         seccomp.allow_only(rules(os.getpid(), tokens=tokens))
     except OSError as error:
-        raise EngineError(f"cannot confine the worker: {error.strerror}") from error
+        raise EngineError(f"cannot confine the worker: {linux.reason(error)}") from error
 
 
 def files(*, tokens: bool) -> Iterator[tuple[str, Access]]:

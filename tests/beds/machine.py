@@ -109,6 +109,10 @@ class Machine:
         """Cut the power; idempotent.  What QEMU has written to the disks is there, what the guest still held is not."""
         self.qemu.close()
 
+    def stand_still(self) -> None:
+        """Stop the guest; back when all that it has asked of its disks is done, and logged."""
+        self.qemu.command("stop")
+
     def reboot(self) -> None:
         """Shut down in order, boot again with the same disks, and wait until the boot is complete."""
         self.qemu.command("set-action", reboot="reset")

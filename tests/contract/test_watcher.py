@@ -13,7 +13,7 @@ import pytest
 from luksrotd.config import ManagedVolume
 from luksrotd.direct import uuid_of
 from luksrotd.host.images import ImageWatcher
-from luksrotd.host.udev import Found, UdevWatcher, is_removable, look, transition
+from luksrotd.host.udev import Found, UdevWatcher, is_removable, look, may_hold_luks, transition
 from luksrotd.ports import DeviceEvent, Traits, WatchEvent
 from tests.contract.conftest import delete_partitions, format_luks2, loop_device, other_network, run
 from tests.support.simhost import SimWatcher
@@ -372,6 +372,50 @@ async def test_luks1_is_none_of_our_business(real):
     async with reading(real.watcher(), node) as reader:
         uuid = real.format(node)
         assert await reader.next() == DeviceEvent(ADDED, node, uuid)
+
+
+DEAF = "no udev in this network namespace"
+
+
+@pytest.mark.asyncio
+async def test_who_cannot_hear_udev_says_so(real, caplog):
+    """In a network namespace of its own, without the socket: nothing comes."""
+    node = real.attach()
+    uuid = real.format(node)
+    with other_network():
+        async with reading(real.watcher(), node) as reader:
+            assert await reader.next() == DeviceEvent(ADDED, node, uuid)
+    (record,) = caplog.records
+    assert (record.levelname, record.message[: len(DEAF)]) == ("WARNING", DEAF)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("network", "given"), [(nullcontext, False), (nullcontext, True), (other_network, True)])
+async def test_who_hears_udev_says_nothing(real, caplog, network, given):
+    node = real.attach()
+    real.format(node)
+    inherited = socket_unit() if given else None
+    with network():
+        async with reading(real.watcher(inherited=inherited), node) as reader:
+            await reader.until(ADDED)
+    assert caplog.records == []
+
+
+def test_what_udev_says_of_a_node_that_cannot_be_read(real):
+    volume, empty = real.attach(), real.attach()
+    real.format(volume)
+    for node in (volume, empty):
+        real.touch(node)
+    assert (may_hold_luks(volume), may_hold_luks(empty)) == (True, False)
+    assert may_hold_luks("/dev/nowhere")
+
+
+@pytest.mark.usefixtures("private_run")
+def test_where_udev_has_not_looked_a_node_may_hold_anything(tmp_path):
+    image = tmp_path / "image"
+    image.write_bytes(bytes(4096))
+    with loop_device(image) as node:
+        assert may_hold_luks(node)
 
 
 @pytest.mark.asyncio

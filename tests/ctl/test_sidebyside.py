@@ -9,6 +9,7 @@ import pytest
 from luksrotd import direct
 from luksrotd.ctl.sidebyside import AT_ONCE, side_by_side
 from luksrotd.errors import FormatError
+from luksrotd.host import udev
 from luksrotd.ports import DeviceRef
 
 
@@ -113,6 +114,7 @@ async def test_a_device_that_does_not_say_what_it_holds_keeps_no_other_from_bein
 
     monkeypatch.setattr(direct, "_nodes", lambda: list(nodes))
     monkeypatch.setattr(direct, "_look", look)
+    monkeypatch.setattr(udev, "may_hold_luks", lambda _: False)
     # Last, so that many of them do not take the places of those that answer.
     assert await direct.scan_in_time(0.5) == ("/dev/luks", "/dev/silent")
     answers.set()

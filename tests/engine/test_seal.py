@@ -190,9 +190,19 @@ def injected(tmp_path, *injections):
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("call", ["seccomp", "landlock_add_rule", "landlock_restrict_self"])
-async def test_no_worker_works_unsealed(shadow, tmp_path, call):
-    with pytest.raises(EngineError, match=r"^cannot confine the worker: Invalid argument$"):
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        ("seccomp", "seccomp_load"),
+        ("landlock_add_rule", "landlock_add_rule"),
+        ("landlock_restrict_self", "landlock_restrict_self"),
+        ("setgroups", "setgroups"),
+        ("setresgid", r"setresgid to \d+"),
+        ("setresuid", r"setresuid to \d+"),
+    ],
+)
+async def test_no_worker_works_unsealed_and_the_error_names_the_call(shadow, tmp_path, call, named):
+    with pytest.raises(EngineError, match=rf"^cannot confine the worker: {named}: Invalid argument$"):
         async with worker(shadow, injected(tmp_path, f"{call}:error=EINVAL")):
             pass
 

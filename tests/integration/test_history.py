@@ -116,6 +116,44 @@ async def test_what_is_done_without_the_daemon_is_history_too(bed, daemon, clien
     assert not {"job", "sender"} & entry.keys()
 
 
+@pytest.fixture
+def given_to(volume):
+    """Have udev give the volume's node to somebody."""
+    rules = Path("/run/udev/rules.d/99-others.rules")
+    rules.parent.mkdir(exist_ok=True)
+
+    def give(owner, mode):
+        rules.write_text(f'KERNEL=="{Path(volume.node).name}", OWNER="{owner}", GROUP="disk", MODE="{mode}"\n')
+        for command in (["control", "--reload"], ["trigger", "--settle", "--action=change", volume.node]):
+            subprocess.run(["udevadm", *command], check=True)
+
+    yield give
+    give("root", "0660")
+    rules.unlink()
+
+
+async def test_a_node_that_root_may_not_open_is_told_of_once(bed, client, volume, given_to):
+    """As in the unit, which does without CAP_DAC_OVERRIDE."""
+
+    def reason(mode):
+        whose = f"it belongs to user 65534, group 6, mode {mode}"
+        return f"cannot open {volume.node}: Permission denied ({whose}): let root open it (luksrotd(8), PROBLEMS)"
+
+    def problems(mode):
+        return [["device-failed", "person", reason(mode)]]
+
+    await asyncio.to_thread(given_to, "nobody", "0600")
+    async with daemon_process.running(bed, client, prefix=daemon_process.LIKE_THE_UNITS):
+        assert (await daemon_process.appeared(client, volume.path))["Problems"] == problems("0600")
+        await asyncio.to_thread(given_to, "nobody", "0600")
+        await asyncio.to_thread(given_to, "nobody", "0640")
+        await settled(client, volume.path, Problems=problems("0640"))
+        recorded = [one["message"] for one in await entries(client, uuid=Variant("s", volume.uuid))]
+        assert recorded == [f"a person must decide: {reason(mode)}" for mode in ("0600", "0640")]
+        await asyncio.to_thread(given_to, "root", "0600")
+        await settled(client, volume.path, Problems=[])
+
+
 async def test_nobody_but_root_makes_history(bed, daemon, client, volume):
     forged = {
         "MESSAGE": "key removed", "MESSAGE_ID": MessageId.REMOVED, "_UID": "0", "_SYSTEMD_UNIT": "luksrotd.service",

@@ -97,6 +97,13 @@ def test_every_unit_is_in_the_manual():
     assert {unit.name for unit in UNITS} <= set(re.findall(r"\*([\w@.-]+)\*", text))
 
 
+def test_what_the_journal_says_is_found_among_the_problems():
+    """By the words that somebody has before his eyes."""
+    problems = SOURCES["luksrotd.8"].read_text().split("\n# PROBLEMS\n")[1].split("\n# ")[0]
+    told = ("Permission denied (it belongs to user", "no udev in this network namespace", "Failed at step CREDENTIALS")
+    assert [words for words in told if words not in problems] == []
+
+
 def test_the_daemons_options_are_in_the_manual():
     options = set(re.findall(r"--[a-z-]+", run(sys.executable, "-m", "luksrotd", "--help", cwd=ROOT).stdout))
     assert options == set(re.findall(r"\*(--[a-z-]+)\*", SOURCES["luksrotd.8"].read_text().partition("# AUTHOR")[0]))

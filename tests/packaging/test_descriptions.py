@@ -14,6 +14,7 @@ DEBIAN = ROOT / "packaging/debian"
 CONTROL = (DEBIAN / "control").read_text()
 RULES = (DEBIAN / "rules").read_text()
 SPEC = (ROOT / "packaging/rpm/luksrotd.spec").read_text()
+SECCOMP = (ROOT / "luksrotd/cryptsetup/seccomp.py").read_text()
 PKGBUILD = (ROOT / "packaging/arch/PKGBUILD").read_text()
 #: Name at PyPI → what Debian's and Arch's packages are called after "python3-" and "python-", where that is another.
 RENAMED = {"systemd-python": "systemd"}
@@ -31,6 +32,17 @@ def test_all_have_the_version_of_the_code():
     (entry, *_) = re.findall(r"(?m)^%changelog\n.* - (\S+)-\d+$", SPEC)
     (pkgbuild,) = re.findall(r"(?m)^pkgver=(\S+)$", PKGBUILD)
     assert {changelog, spec, entry, pkgbuild} == {luksrotd.__version__}
+
+
+def test_none_is_for_a_machine_on_which_the_worker_refuses_to_run():
+    (debian,) = re.findall(r"(?m)^Architecture: (.*)$", CONTROL)
+    (excluded,) = re.findall(r"(?m)^ExcludeArch: *(.*)$", SPEC)
+    (arch,) = re.findall(r"(?m)^arch=\((.*)\)$", PKGBUILD)
+    refused = {name.removeprefix("SCMP_ARCH_").lower() for name in re.findall(r"lib\.(SCMP_ARCH_\w+)", SECCOMP)}
+    assert refused == {"s390", "s390x", "x86"}
+    assert not {"i386", "s390x", "any", "linux-any"} & set(debian.split())
+    assert excluded.split() == ["%{ix86}", "s390x"]
+    assert arch == "x86_64"
 
 
 def test_all_have_one_summary():

@@ -42,6 +42,7 @@ def record(release: str, name: str) -> Recording | None:
             if scenario.needs and machine.run(f"command -v {scenario.needs}")[0]:
                 return None
             status, output = machine.run(script(scenario), files, seconds=SECONDS)
+            machine.stand_still()  # a write that QEMU is ended in may be on the disk, and not in the log
         assert status == 0, f"{name} failed in the machine:\n{output}"
         lines = output.splitlines()
         requests = parse(log.read_bytes())

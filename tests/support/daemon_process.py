@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ PREFIX = f"luksrotd-it-{os.getpid()}-"
 FAST = {"pbkdf": Variant("s", "pbkdf2"), "pbkdf-force-iterations": Variant("u", 1000)}
 OLD, BACKUP, NEW = b"planted-old-secret-4711", b"planted-backup-secret-99", b"planted-new-secret-0815"
 WAIT_SECONDS = 30.0
+LIKE_THE_UNITS = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+"""Before a command: what the units leave of root's power over others' files."""
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PROJECT)}
 """The daemon's workers import the source tree too."""
 
@@ -59,14 +61,19 @@ class DaemonProcess:
 
 @asynccontextmanager
 async def running(
-    bed: TestBed, client: BusClient, *, environment: Mapping[str, str] | None = None, **fault: Any
+    bed: TestBed,
+    client: BusClient,
+    *,
+    environment: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
+    **fault: Any,
 ) -> AsyncIterator[DaemonProcess]:
-    """The daemon, ready; ended on leaving."""
+    """The daemon, ready; ended on leaving.  ``prefix``: the command that runs it."""
     await client.subscribe(f"type='signal',member='NameOwnerChanged',arg0='{names.BUS_NAME}'")
     log = bed.dir / "luksrotd.log"
     argument = json.dumps({"prefix": PREFIX, **fault})
     with log.open("wb") as output:
-        argv = [sys.executable, "-m", "tests.support.daemon_launcher", argument]
+        argv = [*prefix, sys.executable, "-m", "tests.support.daemon_launcher", argument]
         process = bed.spawn(
             argv, cwd=PROJECT, env={**ENVIRONMENT, **(environment or {})}, stderr=output, stdin=subprocess.DEVNULL
         )
@@ -191,12 +198,13 @@ async def start(
     old: bytes = OLD,
     new: bytes | None = NEW,
     name: str = "",
+    cost: Mapping[str, Variant] = FAST,
     **options: Variant,
 ) -> str:
     """Start a job with secrets in memfds (``new`` of None: generated); its path."""
     fds = [memfd(old)] + ([memfd(new)] if new is not None else [])
     new_secret = {"fd": Variant("h", 1)} if new is not None else {"generate": Variant("b", True)}
-    body = [name, {"fd": Variant("h", 0)}, new_secret, {**FAST, **options}]
+    body = [name, {"fd": Variant("h", 0)}, new_secret, {**cost, **options}]
     try:
         (job,) = await client.call(path, names.DEVICE_INTERFACE, method, "sa{sv}a{sv}a{sv}", body, fds=fds)
     finally:

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``make bench``: measures, and writes docs/benchmarks; or ``python -m tests.bench [--only N...] [--rounds N]``.
+
+Each measurement runs in a process of its own, for what one leaves in memory is not to slow the next one.
+"""
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from tests.bench import rotation
+from tests.bench.figures import Result, shown
+from tests.bench.stage import BENCH
+from tests.support.testbed import PROJECT
+
+#: By number: what measures, and its rounds.
+MEASURES: Final[Mapping[int, tuple[Callable[[int], Awaitable[Result]], int]]] = {
+    1: (rotation.cheap, 60),
+    2: (rotation.costly, 10),
+    3: (rotation.cold, 40),
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure; 1 if a measurement fails, whatever the figures are."""
+    options = _options(arguments)
+    if options.here:
+        (number,) = options.only
+        _measure(number, options.rounds or MEASURES[number][1])
+        return 0
+    failed = [number for number in options.only if not _apart(number, options.rounds)]
+    for number in failed:
+        _say(f"{number} could not be measured")
+    return 1 if failed else 0
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure, beside other tools.")
+    parser.add_argument("--only", type=int, nargs="+", choices=list(MEASURES), default=list(MEASURES), metavar="N")
+    parser.add_argument("--rounds", type=int, help="of each measurement, instead of its own number")
+    parser.add_argument("--here", action="store_true", help="in this process, and no page")
+    return parser.parse_args(arguments)
+
+
+def _apart(number: int, rounds: int | None) -> bool:
+    command = [sys.executable, "-m", "tests.bench", "--here", "--only", str(number)]
+    return not subprocess.run(
+        command + (["--rounds", str(rounds)] if rounds else []), cwd=PROJECT, check=False
+    ).returncode
+
+
+def _measure(number: int, rounds: int) -> None:
+    result = asyncio.run(_run(number, rounds))
+    saved(number).parent.mkdir(parents=True, exist_ok=True)
+    saved(number).write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
+    _say(f"{number}. {result.title}")
+    for one in [*result.series, *result.ratios]:
+        figures = (shown(value, one.unit) for value in (one.minimum, one.median, one.maximum))
+        _say(f"    {one.name}: {', '.join(figures)}")
+    for finding in result.findings:
+        _say(f"    {finding}")
+
+
+async def _run(number: int, rounds: int) -> Result:
+    return await MEASURES[number][0](rounds)
+
+
+def saved(number: int) -> Path:
+    """Where a result waits for the page."""
+    return BENCH / "results" / f"{number:02}.json"
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201 - a command of its own
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
