@@ -21,7 +21,7 @@ MAN_PAGES = $(patsubst docs/man/%.scd,build/man/%,$(wildcard docs/man/*.scd))
 
 .PHONY: help deps venv venv-dev venv-fuzz venv-bench demo test test-trixie fuzz soak load check crash-table man completions lock clean
 .PHONY: deb wheel rpm arch packages package-test
-.PHONY: deps-beds beds container-test initramfs-test powercut powercut-sample vm-test vm-kill
+.PHONY: deps-beds beds container-test initramfs-test powercut powercut-sample scale vm-test vm-kill
 .DELETE_ON_ERROR:
 
 help:
@@ -38,6 +38,7 @@ help:
 	@echo 'make crash-table  examine all crash states, and write docs/crash-states.md'
 	@echo 'make powercut  record virtual machines, judge every power cut of them, and write docs/power-cuts.md'
 	@echo 'make powercut-sample  the same in a minute'
+	@echo 'make scale   simulate a fleet of 100,000 machines, and write docs/scale.md'
 	@echo 'make man     build the man pages into build/man'
 	@echo 'make initramfs-test  unlock every crash state with the initramfs of Debian, and boot from some'
 	@echo 'make completions  renew packaging/completions, of the options of luksrotctl'
@@ -116,7 +117,7 @@ fuzz: deps venv-fuzz
 check: deps venv-dev
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
-	.venv/bin/mypy luksrotd tests/support tests/beds tests/bench tests/powercut tests/fuzz
+	.venv/bin/mypy luksrotd tests/support tests/beds tests/bench tests/powercut tests/fuzz tests/scale
 	.venv/bin/lint-imports
 
 # All crash states of all operations on all geometries; as root, for it works on loop devices.
@@ -137,6 +138,10 @@ powercut-sample: deps venv-dev
 	$(DEPS) package beds
 	test -e build/deb/luksrotd_*_amd64.deb || $(MAKE) deb
 	.venv/bin/python -m tests.powercut --sample --record always
+
+# A fleet and its escrow store; without root.
+scale: venv-bench
+	.venv/bin/python -m tests.scale
 
 man: deps docs/man/org.luksrotd1.5.scd $(MAN_PAGES)
 

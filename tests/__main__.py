@@ -19,7 +19,7 @@ from tests.support.kernel import die_with_parent
 
 TESTS: Final = Path(__file__).parent
 #: The decision code, whose coverage is measured, and all that simulates.
-COMPUTING: Final = frozenset({"crash", "model", "powercut", "property", "service", "unit", "vectors"})
+COMPUTING: Final = frozenset({"crash", "model", "powercut", "property", "scale", "service", "unit", "vectors"})
 #: What boots containers and virtual machines has targets of its own.
 ELSEWHERE: Final = frozenset({"installed"})
 ARGUMENTS: Final = ("--tb=native", "--hypothesis-profile=ci")

@@ -258,7 +258,7 @@ def test_the_timer(machine):
     assert shown["Unit"] == machine.service
     assert "OnCalendar=*-*-* 00/6:00:00" in shown["TimersCalendar"]
     assert shown["RandomizedDelayUSec"] == "2h"
-    assert (shown["Persistent"], shown["FixedRandomDelay"]) == ("yes", "yes")
+    assert (shown["Persistent"], shown["FixedRandomDelay"]) == ("yes", "no")
     assert shown["NextElapseUSecRealtime"]
     machine.run("test", "-L", f"/etc/systemd/system/timers.target.wants/{machine.timer}")
     machine.run("systemctl", "disable", "--now", machine.timer)
