@@ -66,7 +66,7 @@ class Fleet:
         client.signals.clear()
 
 
-async def _peak_of(pid: int, work: asyncio.Future[object]) -> int:
+async def _peak_of(pid: int, work: asyncio.Future[float | None]) -> int:
     """The most bytes that the children of a process had together while ``work`` went on."""
     most = 0
     while not work.done():
