@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.bench import rotation
+from tests.bench import commit, counted, crash, lock, reconcile, rotation, throughput
 from tests.bench.figures import Result, shown
 from tests.bench.stage import BENCH
 from tests.support.testbed import PROJECT
@@ -23,6 +23,12 @@ MEASURES: Final[Mapping[int, tuple[Callable[[int], Awaitable[Result]], int]]] = 
     1: (rotation.cheap, 60),
     2: (rotation.costly, 10),
     3: (rotation.cold, 40),
+    4: (counted.counted, 3),
+    5: (lock.held, 30),
+    6: (commit.alone, 200),
+    7: (reconcile.clean, 5),
+    8: (throughput.concurrent, 5),
+    12: (crash.judged, 3),
 }
 
 

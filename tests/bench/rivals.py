@@ -7,7 +7,7 @@ Each object has a volume of its own, enrolled once, so that each ``rotate`` find
 import json
 from collections.abc import Sequence
 
-from tests.bench.stage import FOLDER, run
+from tests.bench.stage import FOLDER, Runner, run
 from tests.support.daemon_process import BACKUP, NEW, OLD, Disk
 from tests.support.makeimage import PBKDF
 
@@ -21,8 +21,8 @@ class Cryptsetup:
 
     name = "cryptsetup"
 
-    def __init__(self, disk: Disk, cost: Sequence[str] = PBKDF) -> None:
-        self._node, self._cost = disk.node, cost
+    def __init__(self, disk: Disk, cost: Sequence[str] = PBKDF, runner: Runner = run) -> None:
+        self._node, self._cost, self._runner = disk.node, cost, runner
         self._files = {}
         for name, secret in {"main": OLD, "0": BACKUP, "1": NEW}.items():
             self._files[name] = FOLDER / f"secret-{name}"
@@ -47,7 +47,7 @@ class Cryptsetup:
         self._run("token", "import", "--token-id", str(number), self._node, stdin=json.dumps(token).encode())
 
     def _run(self, *arguments: str, stdin: bytes = b"") -> None:
-        run(("cryptsetup", "--batch-mode", *arguments), stdin=stdin)
+        self._runner(("cryptsetup", "--batch-mode", *arguments), stdin=stdin)
 
 
 class Cryptenroll:
@@ -55,8 +55,8 @@ class Cryptenroll:
 
     name = "systemd-cryptenroll"
 
-    def __init__(self, disk: Disk) -> None:
-        self._node = disk.node
+    def __init__(self, disk: Disk, runner: Runner = run) -> None:
+        self._node, self._runner = disk.node, runner
         self._run("--recovery-key")
 
     async def rotate(self) -> None:
@@ -64,4 +64,4 @@ class Cryptenroll:
         self._run("--recovery-key", "--wipe-slot=recovery")
 
     def _run(self, *arguments: str) -> None:
-        run(("systemd-cryptenroll", *arguments, self._node), environment={"PASSWORD": OLD.decode()})
+        self._runner(("systemd-cryptenroll", *arguments, self._node), environment={"PASSWORD": OLD.decode()})

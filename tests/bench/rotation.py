@@ -10,7 +10,7 @@ from dbus_next.signature import Variant
 from tests.bench.figures import Finding, Result, Series, fastest
 from tests.bench.rivals import Cryptenroll, Cryptsetup
 from tests.bench.rounds import Trial, interleaved
-from tests.bench.stage import FOLDER, Stage, run, stage
+from tests.bench.stage import FOLDER, Runner, Stage, run, stage
 from tests.support import makeimage
 from tests.support.daemon_process import BACKUP, ENVIRONMENT, FAST, NEW, OLD, Disk
 from tests.support.makeimage import PBKDF
@@ -52,8 +52,8 @@ class OverDBus:
 class Direct:
     """luksrotctl --direct: a process of its own for each rotation, and no daemon."""
 
-    def __init__(self, disk: Disk) -> None:
-        self._node = disk.node
+    def __init__(self, disk: Disk, runner: Runner = run) -> None:
+        self._node, self._runner = disk.node, runner
         self._files = {name: FOLDER / f"direct-{name}" for name in ("main", "0", "1")}
         for path, secret in zip(self._files.values(), (OLD, *SECRETS), strict=True):
             path.write_bytes(secret)
@@ -68,7 +68,7 @@ class Direct:
 
     def _run(self, verb: str) -> None:
         keys = ("--key-file", str(self._files["main"]), "--new-keyfile", str(self._files[str(self._number)]))
-        run(
+        self._runner(
             (sys.executable, "-m", "luksrotd.ctl", "--direct", verb, *keys, *PBKDF, self._node), environment=ENVIRONMENT
         )
 

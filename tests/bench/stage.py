@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from tests.support.busclient import BusClient
 from tests.support.daemon_process import OLD, PREFIX, Disk, appeared, running, start
@@ -52,6 +52,14 @@ class Stage:
         self.client.signals.clear()
         if not signal.body[0]:
             raise RuntimeError(f"{method} on {disk.node} has not finished: {signal.body}")
+
+
+class Runner(Protocol):
+    """Runs a command that must succeed; what it said."""
+
+    def __call__(
+        self, command: Sequence[str], *, stdin: bytes = b"", environment: Mapping[str, str] | None = None
+    ) -> bytes: ...
 
 
 @asynccontextmanager
