@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.bench import rotation
+from tests.bench import bus, rotation
 from tests.bench.figures import Result, shown
 from tests.bench.stage import BENCH
 from tests.support.testbed import PROJECT
@@ -23,6 +23,7 @@ MEASURES: Final[Mapping[int, tuple[Callable[[int], Awaitable[Result]], int]]] = 
     1: (rotation.cheap, 60),
     2: (rotation.costly, 10),
     3: (rotation.cold, 40),
+    9: (bus.properties, 2000),
 }
 
 
