@@ -22,11 +22,12 @@ POLICY: Final = """<busconfig><policy user="root">
 <allow send_destination="org.freedesktop.DBus" send_interface="org.freedesktop.DBus.Peer"/>
 </policy></busconfig>"""
 """Debian's policy of the system bus lets nobody ping the bus daemon itself."""
-METHOD: Final = f"""{VOLUMES} volumes on loop devices, the daemon idle. One connection calls, in turn and in an order that
-chance makes: org.freedesktop.DBus.Peer.Ping of the bus daemon, the same of luksrotd, GetAll of org.luksrotd1.Device, and
-GetManagedObjects. The client is a socket: calls are made beforehand, replies are read to their end but not parsed, so that no
-library's time is in the figures, and none makes the ping look slow. A ping of the bus daemon ends there; every other call
-goes through the bus daemon twice, and wakes a second process. Calls per second: {AT_ONCE} calls are under way at a time."""
+METHOD: Final = f"""{VOLUMES} volumes on loop devices, the daemon idle. One connection calls, in turn and in an
+order that chance makes: org.freedesktop.DBus.Peer.Ping of the bus daemon, the same of luksrotd, GetAll of
+org.luksrotd1.Device, and GetManagedObjects. The client is a socket: calls are made beforehand, replies are read to
+their end but not parsed, so that no library's time is in the figures, and none makes the ping look slow. A ping of
+the bus daemon ends there; every other call goes through the bus daemon twice, and wakes a second process. Calls per
+second: {AT_ONCE} calls are under way at a time."""
 
 
 async def properties(rounds: int) -> Result:

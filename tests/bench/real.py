@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The daemon as its unit starts it, ``python -m luksrotd`` and not the launcher of the tests, whose modules would count.
+"""The daemon as its unit starts it: ``python -m luksrotd``, not the launcher of the tests, whose modules count.
 
 It sees the volumes of the bench alone: others of the machine belong to somebody else, so a drop-in of luksrotd.conf in
 the /run of the bed allows only UUIDs that begin with ``MARK``.

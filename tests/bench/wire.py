@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A client of the bus that costs as little as it can: it sends bytes made beforehand, and looks for the end of a reply only.
+"""A client of the bus that costs little: it sends bytes made beforehand, and looks for the end of a reply only.
 
 What is timed with it is the bus and the service, not how a client's library makes Python objects of a reply.
 """
