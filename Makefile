@@ -21,7 +21,7 @@ MAN_PAGES = $(patsubst docs/man/%.scd,build/man/%,$(wildcard docs/man/*.scd))
 
 .PHONY: help deps venv venv-dev venv-fuzz venv-bench demo test test-trixie fuzz soak load check crash-table man completions lock clean
 .PHONY: deb wheel rpm arch packages package-test
-.PHONY: deps-beds beds container-test initramfs-test powercut powercut-sample scale vm-test vm-kill
+.PHONY: deps-beds beds container-test initramfs-test powercut powercut-sample bench scale vm-test vm-kill
 .DELETE_ON_ERROR:
 
 help:
@@ -38,6 +38,7 @@ help:
 	@echo 'make crash-table  examine all crash states, and write docs/crash-states.md'
 	@echo 'make powercut  record virtual machines, judge every power cut of them, and write docs/power-cuts.md'
 	@echo 'make powercut-sample  the same in a minute'
+	@echo 'make bench   measure beside other tools, and write docs/benchmarks; as root, on a machine that does nothing else'
 	@echo 'make scale   simulate a fleet of 100,000 machines, and write docs/scale.md'
 	@echo 'make man     build the man pages into build/man'
 	@echo 'make initramfs-test  unlock every crash state with the initramfs of Debian, and boot from some'
@@ -139,8 +140,12 @@ powercut-sample: deps venv-dev
 	test -e build/deb/luksrotd_*_amd64.deb || $(MAKE) deb
 	.venv/bin/python -m tests.powercut --sample --record always
 
+# luksrotd beside other tools, in one run; BENCH='--only 1 3 --rounds 5' for a part, which writes no page.
+bench: deps venv-bench
+	.venv/bin/python -m tests.bench $(BENCH)
+
 # A fleet and its escrow store; without root.
-scale: venv-bench
+scale: deps venv-bench
 	.venv/bin/python -m tests.scale
 
 man: deps docs/man/org.luksrotd1.5.scd $(MAN_PAGES)

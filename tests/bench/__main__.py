@@ -6,18 +6,24 @@ Each measurement runs in a process of its own, for what one leaves in memory is 
 
 import argparse
 import asyncio
+import datetime
 import json
+import os
+import platform
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.bench import commit, counted, crash, lock, reconcile, rotation, throughput
+from tests.bench import bus, commit, counted, crash, lock, reconcile, rotation, throughput
 from tests.bench.figures import Result, shown
-from tests.bench.stage import BENCH
+from tests.bench.page import page, plot_of
+from tests.bench.remarks import REMARKS
+from tests.bench.stage import BENCH, run
 from tests.support.testbed import PROJECT
 
+DOCS: Final = PROJECT / "docs" / "benchmarks"
 #: By number: what measures, and its rounds.
 MEASURES: Final[Mapping[int, tuple[Callable[[int], Awaitable[Result]], int]]] = {
     1: (rotation.cheap, 60),
@@ -28,6 +34,7 @@ MEASURES: Final[Mapping[int, tuple[Callable[[int], Awaitable[Result]], int]]] = 
     6: (commit.alone, 200),
     7: (reconcile.clean, 5),
     8: (throughput.concurrent, 5),
+    9: (bus.properties, 2000),
     12: (crash.judged, 3),
 }
 
@@ -42,6 +49,8 @@ def main(arguments: Sequence[str]) -> int:
     failed = [number for number in options.only if not _apart(number, options.rounds)]
     for number in failed:
         _say(f"{number} could not be measured")
+    if not failed and options.only == list(MEASURES) and options.rounds is None:
+        _publish()
     return 1 if failed else 0
 
 
@@ -70,6 +79,35 @@ def _measure(number: int, rounds: int) -> None:
         _say(f"    {one.name}: {', '.join(figures)}")
     for finding in result.findings:
         _say(f"    {finding}")
+
+
+def _publish() -> None:
+    """Write docs/benchmarks of all that was measured."""
+    from tests.bench.plots import draw  # noqa: PLC0415 - only here is matplotlib needed
+
+    results = [Result.from_json(json.loads(saved(number).read_text(encoding="utf-8"))) for number in MEASURES]
+    DOCS.mkdir(exist_ok=True)
+    plots = {result.number for result in results if draw(result, DOCS / plot_of(result.number))}
+    meta = _machine()
+    everything = {"meta": meta, "results": [result.to_json() for result in results]}
+    (DOCS / "results.json").write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+    (DOCS / "README.md").write_text(page(results, meta, plots, REMARKS), encoding="utf-8")
+
+
+def _machine() -> dict[str, str]:
+    cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    model = next((line.partition(":")[2].strip() for line in cpu.splitlines() if line.startswith("model name")), "?")
+    commit = run(("git", "rev-parse", "--short", "HEAD")).decode().strip()
+    changed = run(("git", "status", "--porcelain", "--", "luksrotd", "tests")).decode().strip()
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": commit + (" and changes" if changed else ""),
+        "processor": f"{model}, {os.cpu_count()} of them",
+        "kernel": platform.release(),
+        "Python": platform.python_version(),
+        "cryptsetup": run(("cryptsetup", "--version")).decode().strip(),
+        "systemd": run(("systemctl", "--version")).decode().splitlines()[0],
+    }
 
 
 async def _run(number: int, rounds: int) -> Result:

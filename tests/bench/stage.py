@@ -28,14 +28,14 @@ class Stage:
     bed: TestBed
     client: BusClient
     daemon: Any = None
-    _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+    stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     def volume(self, name: str, **image: Any) -> Disk:
         """A volume, with the passphrase ``OLD`` in keyslot 0 (further options as of ``make_image``)."""
         path = FOLDER / f"{PREFIX}{name}.img"
         make_image(path, key=OLD, **image)
-        self._stack.callback(path.unlink)
-        return Disk(self._stack.enter_context(LoopDevice(path)))
+        self.stack.callback(path.unlink)
+        return Disk(self.stack.enter_context(LoopDevice(path)))
 
     async def known(self, disk: Disk) -> Disk:
         """Wait until the daemon has it on the bus, and is idle."""
@@ -71,7 +71,7 @@ async def stage(*, daemon: bool = True, **plan: Any) -> AsyncIterator[Stage]:
         client = await stack.enter_async_context(BusClient())
         await client.subscribe()
         volumes = await stack.enter_async_context(AsyncExitStack())
-        made = Stage(bed, client, _stack=volumes)
+        made = Stage(bed, client, stack=volumes)
         if daemon:
             made.daemon = await stack.enter_async_context(running(bed, client, **plan))
         yield made

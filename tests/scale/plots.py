@@ -6,28 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import matplotlib as mpl
+from tests.support.drawing import COLOURS, pyplot, save
 
-mpl.use("svg")
-mpl.rcParams.update(
-    {
-        "svg.hashsalt": "luksrotd",
-        "svg.fonttype": "none",
-        "font.family": "sans-serif",
-        "font.size": 10,
-        "axes.grid": True,
-        "grid.alpha": 0.3,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        "figure.constrained_layout.use": True,
-    }
-)
-
-from matplotlib import pyplot  # noqa: E402 - after the backend is chosen
-
-#: Distinct for those who see no red or green (Okabe and Ito).
-COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000")
 DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
 Numbers = Mapping[str, Any]
@@ -38,13 +18,8 @@ def draw(numbers: Numbers, folder: Path) -> list[Path]:
     folder.mkdir(exist_ok=True)
     written = []
     for name, figure in FIGURES.items():
-        drawn = figure(numbers)
         path = folder / f"{name}.svg"
-        drawn.savefig(path, metadata={"Date": None, "Creator": None})
-        pyplot.close(drawn)
-        # No trailing blanks, which git would complain of.
-        lines = path.read_text(encoding="utf-8").splitlines()
-        path.write_text("\n".join(line.rstrip() for line in lines) + "\n", encoding="utf-8")
+        save(figure(numbers), path)
         written.append(path)
     return written
 
