@@ -242,6 +242,7 @@ class Decorators:
     devices: Callable[[Devices], Devices] = lambda devices: devices
     watcher: Callable[[Watcher], Watcher] = lambda watcher: watcher
     configuration: Callable[[], Parsed] = configuration
+    spare: bool = True
 
 
 async def serve(decorators: Decorators) -> int:
@@ -260,7 +261,7 @@ async def serve(decorators: Decorators) -> int:
         manager.status(str(error))
         return EXIT_CONFIG
     async with Spare() as spare:
-        host = direct.build_host(engine=WorkerEngine(spare=spare))
+        host = direct.build_host(engine=WorkerEngine(spare=spare if decorators.spare else None))
         host = replace(host, devices=decorators.devices(host.devices))
         daemon = Daemon(
             host,

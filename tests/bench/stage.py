@@ -73,7 +73,7 @@ async def stage(*, daemon: bool = True, **plan: Any) -> AsyncIterator[Stage]:
         volumes = await stack.enter_async_context(AsyncExitStack())
         made = Stage(bed, client, stack=volumes)
         if daemon:
-            made.daemon = await stack.enter_async_context(running(bed, client, **plan))
+            made.daemon = await stack.enter_async_context(running(bed, client, spare=True, **plan))
         yield made
 
 

@@ -6,32 +6,32 @@ import pytest
 
 from tests.bench.figures import Finding, Result, Series, fastest, shown
 from tests.bench.page import page
-from tests.bench.rounds import interleaved
+from tests.bench.rounds import Trial, interleaved
 
 OURS = Series("ours", "s", (1.0, 3.0, 2.0))
 THEIRS = Series("theirs", "s", (2.0, 4.0, 8.0))
 
 
-def test_a_series_tells_its_order():
+def test_a_series_tells_its_order() -> None:
     assert (OURS.minimum, OURS.median, OURS.maximum) == (1.0, 2.0, 3.0)
     many = Series("many", "s", tuple(float(number) for number in range(100, 0, -1)))
     assert [many.percentile(percent) for percent in (0, 1, 50, 99, 100)] == [1.0, 1.0, 50.0, 99.0, 100.0]
 
 
-def test_ratios_are_of_the_same_round():
+def test_ratios_are_of_the_same_round() -> None:
     assert OURS.over(THEIRS).values == (0.5, 0.75, 0.25)
     with pytest.raises(ValueError, match="shorter"):
         OURS.over(Series("theirs", "s", (1.0,)))
 
 
-def test_the_fastest_is_that_of_the_least_median():
+def test_the_fastest_is_that_of_the_least_median() -> None:
     assert fastest([THEIRS, OURS, Series("once", "s", (0.1, 9.0, 9.0))]) is OURS
 
 
 @pytest.mark.parametrize(
     ("value", "at_least", "reached"), [(1.0, False, True), (1.1, False, False), (1.0, True, True), (0.9, True, False)]
 )
-def test_what_is_reached(value, at_least, reached):
+def test_what_is_reached(value: float, at_least: bool, reached: bool) -> None:
     assert Finding("what", value, 1.0, at_least=at_least).reached is reached
 
 
@@ -48,15 +48,15 @@ def test_what_is_reached(value, at_least, reached):
         (1234.5, "", "1,234"),
     ],
 )
-def test_how_a_figure_is_shown(value, unit, text):
+def test_how_a_figure_is_shown(value: float, unit: str, text: str) -> None:
     assert shown(value, unit) == text
 
 
-def test_all_contenders_run_in_every_round_and_the_first_does_not_count():
-    calls = []
+def test_all_contenders_run_in_every_round_and_the_first_does_not_count() -> None:
+    calls: list[str] = []
 
-    def contender(name):
-        async def trial():
+    def contender(name: str) -> Trial:
+        async def trial() -> float:
             calls.append(name)
             return float(len(calls))
 
@@ -70,7 +70,7 @@ def test_all_contenders_run_in_every_round_and_the_first_does_not_count():
     assert min(min(one.values) for one in series) == 4.0
 
 
-def test_a_result_survives_a_file():
+def test_a_result_survives_a_file() -> None:
     finding = Finding("what", 1.0, 2.0, "s", at_least=True)
     result = Result(1, "title", "method", (OURS,), (), (finding,), {"line": [(1.0, 2.0)]}, ("x", "y"))
     assert Result.from_json(json.loads(json.dumps(result.to_json()))) == Result(
@@ -78,7 +78,7 @@ def test_a_result_survives_a_file():
     )
 
 
-def test_the_page_hides_nothing():
+def test_the_page_hides_nothing() -> None:
     findings = [Finding("ours / theirs", 0.5, 0.7), Finding("median", 0.3, 0.25, "s")]
     result = Result(3, "A title", "How.", [OURS, THEIRS], [OURS.over(THEIRS)], findings)
     text = page([result], {"date": "today"}, {3}, {3: "The reason."})

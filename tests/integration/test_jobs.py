@@ -117,6 +117,26 @@ async def test_cancelling_ends_a_derivation_at_once(enrolled, daemon, client):
     assert (await client.get_all(enrolled.path, DEVICE))["Busy"] is False
 
 
+async def test_a_worker_is_started_ahead_of_the_next_job_and_ends_with_the_daemon(bed, client, volume):
+    async with running(bed, client, spare=True) as daemon:
+        await appeared(client, volume.path)
+        assert not workers_of(daemon.pid), "none before it is known that there are jobs"
+        await ended(client, await start(client, volume.path, "Enroll", new=BACKUP))
+        await until(lambda: len(workers_of(daemon.pid)) == 1)
+        (spare,) = workers_of(daemon.pid)
+        job = await start(client, volume.path, **SLOW)
+        await reached(client, job, Stage="deriving")
+        await until(lambda: len(workers_of(daemon.pid)) == 2)
+        assert spare in workers_of(daemon.pid), "it works"
+        await client.call(job, JOB, "Cancel", "a{sv}", [{}])
+        await ended(client, job)
+        await until(lambda: len(workers_of(daemon.pid)) == 1)
+        assert spare not in workers_of(daemon.pid), "nobody gets it again"
+        daemon.terminate()
+        assert await daemon.ended() == 0, daemon.log
+        assert not workers_of(daemon.pid)
+
+
 async def test_descriptors_are_closed_whatever_becomes_of_the_job(enrolled, daemon, client):
     def open_files():
         """Secrets, shadows, devices, whatever the daemon opens for a job; its sockets and /dev/null stay."""

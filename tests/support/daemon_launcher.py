@@ -7,6 +7,8 @@ The product has no hooks for this; the devices that it works with are wrapped.  
 ``{"hold": N, "reached": FILE, "go": FILE}``  before the N-th, make FILE and wait until the other is there
 ``{"prefix": TEXT}``                          with either: see only loop devices of images that are named so
 ``{"config": DIRECTORY}``                     with either: luksrotd.conf, and luksrotd.conf.d in it
+``{"spare": true}``                           with either: keep a worker started ahead, as the daemon does by itself,
+                                              but not here, where processes and descriptors are counted
 ``{"census": FILE}``                          with either: tell at SIGUSR1 what it holds (``tests.support.census``)
 """
 
@@ -126,6 +128,7 @@ def main(argument: str) -> int:
     decorators = daemon.Decorators(
         devices=lambda devices: FaultyDevices(devices, fault),
         watcher=lambda watcher: OwnLoops(watcher, plan["prefix"]),
+        spare=plan.get("spare", False),
         configuration=lambda: parse(configfiles.read(f"{config}/luksrotd.conf", [f"{config}/luksrotd.conf.d"])),
     )
     return daemon.launch(decorators)
