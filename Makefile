@@ -21,7 +21,7 @@ MAN_PAGES = $(patsubst docs/man/%.scd,build/man/%,$(wildcard docs/man/*.scd))
 
 .PHONY: help deps venv venv-dev venv-fuzz venv-bench demo test test-trixie fuzz soak load check crash-table man completions lock clean
 .PHONY: deb wheel rpm arch packages package-test
-.PHONY: deps-beds beds container-test initramfs-test powercut powercut-sample vm-test vm-kill
+.PHONY: deps-beds beds container-test initramfs-test powercut powercut-sample bench vm-test vm-kill
 .DELETE_ON_ERROR:
 
 help:
@@ -38,6 +38,7 @@ help:
 	@echo 'make crash-table  examine all crash states, and write docs/crash-states.md'
 	@echo 'make powercut  record virtual machines, judge every power cut of them, and write docs/power-cuts.md'
 	@echo 'make powercut-sample  the same in a minute'
+	@echo 'make bench   measure luksrotd beside other tools'
 	@echo 'make man     build the man pages into build/man'
 	@echo 'make initramfs-test  unlock every crash state with the initramfs of Debian, and boot from some'
 	@echo 'make completions  renew packaging/completions, of the options of luksrotctl'
@@ -122,6 +123,10 @@ check: deps venv-dev
 # All crash states of all operations on all geometries; as root, for it works on loop devices.
 crash-table: deps venv-dev
 	.venv/bin/python -m tests.crash.table
+
+# luksrotd beside other tools, in one run; as root, on a machine that does nothing else.  BENCH='--only 1' for a part.
+bench: deps venv-dev
+	.venv/bin/python -m tests.bench $(BENCH)
 
 # Real power cuts: recordings of virtual machines, cut at every write, judged by cryptsetup; as root, for hours.  Writes
 # docs/power-cuts.md, unless RELEASE, SCENARIO (a name of tests/powercut/scenarios.py) or STATE say that it is a part.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``make bench``: measures, and writes docs/benchmarks; or ``python -m tests.bench [--only N...] [--rounds N]``.
+"""``make bench``, or ``python -m tests.bench [--only N...] [--rounds N]``: measures, and tells; no page is written yet.
 
 Each measurement runs in a process of its own, for what one leaves in memory is not to slow the next one.
 """
@@ -43,7 +43,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure, beside other tools.")
     parser.add_argument("--only", type=int, nargs="+", choices=list(MEASURES), default=list(MEASURES), metavar="N")
     parser.add_argument("--rounds", type=int, help="of each measurement, instead of its own number")
-    parser.add_argument("--here", action="store_true", help="in this process, and no page")
+    parser.add_argument("--here", action="store_true", help="in this process")
     return parser.parse_args(arguments)
 
 
