@@ -74,8 +74,8 @@ class UdevWatcher:
         """
         if self._inherited is None and not is_udev_near():
             log.warning(
-                "no udev in this network namespace: what comes or goes from now on will not be noticed; "
-                "luksrotd.service needs luksrotd-udev.socket (luksrotd(8), PROBLEMS)"
+                "cannot hear udev, which is not in this network namespace: what comes or goes from now on will not be "
+                "noticed; luksrotd.service needs luksrotd-udev.socket (luksrotd(8), PROBLEMS)"
             )
         try:
             context = pyudev.Context()

@@ -47,8 +47,7 @@ def confine(parent: int, groups: Sequence[int] = ()) -> None:
                 os.setresgid(group, group, group)
             with linux.naming(f"setresuid to {user}"):
                 os.setresuid(user, user, user)
-        with linux.naming("setrlimit"):
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         linux.forbid_new_privileges()
         linux.forbid_dumping()
         linux.die_with_parent()

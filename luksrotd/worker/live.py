@@ -38,8 +38,7 @@ def confine(parent: int) -> None:
         os.chdir("/")
         os.umask(0o077)
         linux.leave_namespaces()  # best effort: only root may
-        with linux.naming("setrlimit"):
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         linux.forbid_new_privileges()
         linux.forbid_dumping()
         linux.die_with_parent()

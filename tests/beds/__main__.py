@@ -12,7 +12,5 @@ from tests.beds.initramfs import initramfs
 from tests.beds.machine import saved
 
 for release in sys.argv[1:] or roots.RELEASES:
-    root = roots.installed(release)
-    print(root)  # noqa: T201 - what the command is for
-    print(initramfs(release).folder)  # noqa: T201
-    print(saved(release, image(release)))  # noqa: T201
+    for made in (roots.installed(release), initramfs(release).folder, saved(release, image(release))):
+        print(made)  # noqa: T201 - what the command is for

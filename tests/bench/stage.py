@@ -23,7 +23,7 @@ FOLDER: Final = BENCH / "volumes"
 
 @dataclass
 class Stage:
-    """``volumes`` are made by ``volume``, and gone with the stage."""
+    """The place of a measurement; the volumes that ``volume`` makes are gone with it."""
 
     bed: TestBed
     client: BusClient

@@ -374,7 +374,7 @@ async def test_luks1_is_none_of_our_business(real):
         assert await reader.next() == DeviceEvent(ADDED, node, uuid)
 
 
-DEAF = "no udev in this network namespace"
+DEAF = "cannot hear udev, which is not in this network namespace"
 
 
 @pytest.mark.asyncio

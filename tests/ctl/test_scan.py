@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Which block devices --direct looks at, of those that the kernel shows in /sys."""
 
+import errno
 import json
 import os
 import subprocess
@@ -112,6 +113,15 @@ def test_a_uuid_is_found_beside_devices_that_cannot_be_read(monkeypatch, tmp_pat
     reason = "LUKS UUID other; cannot open /dev/sdb: Permission denied"
     with pytest.raises(UnknownDevice, match=reason):
         direct.node_of("other")
+
+
+@pytest.mark.parametrize(("number", "seen"), [(errno.EACCES, None), (errno.EPERM, False)])
+def test_what_a_control_group_keeps_from_a_container_is_none_of_its_business(monkeypatch, number, seen):
+    def refuse(_):
+        raise PermissionError(number, os.strerror(number))
+
+    monkeypatch.setattr(direct, "_holds_luks2", refuse)
+    assert direct._look("/dev/sdb") is seen
 
 
 @contextmanager

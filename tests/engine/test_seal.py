@@ -199,6 +199,7 @@ def injected(tmp_path, *injections):
         ("setgroups", "setgroups"),
         ("setresgid", r"setresgid to \d+"),
         ("setresuid", r"setresuid to \d+"),
+        ("prctl", r"prctl \d+"),
     ],
 )
 async def test_no_worker_works_unsealed_and_the_error_names_the_call(shadow, tmp_path, call, named):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What bash, zsh and fish offer behind ``luksrotctl``: the checked-in files, in the shells themselves."""
 
-import importlib.util
+import importlib
 import os
 import pty
 import re
@@ -174,14 +174,14 @@ def test_fish_offers_the_same(scratch, typed):
     assert not (scratch / "was-run").exists()
 
 
-def generator():
-    spec = importlib.util.spec_from_file_location("shell_completions", ROOT / "packaging" / "shell_completions.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def of_packaging(name):
+    """The module of a script."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "packaging")
+        return importlib.import_module(name)
 
 
-MADE = generator()
+MADE, VOLUMES = of_packaging("shell_completions"), of_packaging("shells.verbs").VOLUMES
 
 
 @pytest.mark.parametrize("name", MADE.SHELLS)
@@ -216,5 +216,5 @@ def test_lsblk_shows_volumes_of_luks2(bed, tmp_path):
     """The real one: of a real volume, that the real udev has looked at."""
     with LoopDevice(make_image(tmp_path / "volume")) as loop:
         subprocess.run(["udevadm", "trigger", "--settle", loop.path], check=True)
-        shown = subprocess.run(["sh", "-c", MADE.VOLUMES], capture_output=True, text=True, check=True)
+        shown = subprocess.run(["sh", "-c", VOLUMES], capture_output=True, text=True, check=True)
         assert str(loop.path) in shown.stdout.splitlines()

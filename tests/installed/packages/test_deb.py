@@ -147,7 +147,10 @@ def test_purge_removes_what_luksrotd_has_kept_and_removal_does_not(tree, tmp_pat
     for name in [*ours, *others]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
-    there = lambda: {name for name in [*ours, *others] if (tmp_path / name).exists()}  # noqa: E731
+
+    def there():
+        return {name for name in [*ours, *others] if (tmp_path / name).exists()}
+
     purge(tree, "remove", tmp_path)
     assert there() == {*ours, *others}
     purge(tree, "purge", tmp_path)
