@@ -72,6 +72,30 @@ def test_a_bad_copy_says_why():
     assert not copy.present
 
 
+def test_both_copies_of_the_usual_size_are_read_at_once():
+    reads = []
+
+    def read(offset, length):
+        reads.append((offset, length))
+        return IMAGE[offset : offset + length]
+
+    assert read_pair(read, len(IMAGE)) == parse_pair(IMAGE)
+    assert reads == [(0, 2 * HDR_SIZE)]
+
+
+def test_what_cannot_be_read_does_no_harm_where_it_is_not_needed():
+    image = forge.erased(IMAGE, Which.PRIMARY)
+
+    def read(offset, length):
+        if offset <= 8192 < offset + length:
+            raise DeviceError("cannot read: simulated")
+        return image[offset : offset + length]
+
+    with pytest.raises(DeviceError):
+        read_pair(read, len(image))  # the place of both copies, for a transaction
+    assert not is_lost(read, len(image))
+
+
 def test_the_secondary_is_found_without_the_primary():
     pair = parse_pair(forge.erased(IMAGE, Which.PRIMARY))
     assert isinstance(pair.secondary, HeaderCopy)
