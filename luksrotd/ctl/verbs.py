@@ -134,12 +134,11 @@ def _reconcile(options: argparse.Namespace) -> Report:
                 raise result.error
             return result
 
-        if options.all and options.direct:
-            names = [device.name for device in await backend.devices()]
-            found = await side_by_side(names, lambda name: one(Device(name)), lines_of)
+        devices = await backend.devices() if options.all else [_named(name, options) for name in options.devices]
+        names = [device.name for device in devices]
+        if options.direct:
+            found = await side_by_side(names, lambda name: one(_named(name, options)), lines_of)
         else:
-            devices = await backend.devices() if options.all else [_named(name, options) for name in options.devices]
-            names = [device.name for device in devices]
             found = [await one(device) for device in devices]
         results = list(zip(names, found, strict=True))
         return reconciled(results, worst(_status(result) for result in found), dry_run=options.dry_run)

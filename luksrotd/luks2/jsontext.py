@@ -61,7 +61,7 @@ def too_many_values(text: bytes) -> bool:
 
 
 def _is_shallow(value: object) -> bool:
-    """Whether no value can lie below ``DEPTH_MAX``: quicker to say than by ``walk``, and true of all that tools write."""
+    """Whether no value can lie below ``DEPTH_MAX``; quicker than ``walk``, and true of all that tools write."""
     level: list[Any] = [value]
     for _ in range(DEPTH_MAX - 1):
         parts = (part for item in level for part in (item.values() if isinstance(item, dict) else item))
