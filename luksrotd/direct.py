@@ -5,7 +5,7 @@ import asyncio
 import errno
 import os
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -28,11 +28,13 @@ from luksrotd.host.entropy import KernelEntropy
 from luksrotd.host.history import JournalHistory
 from luksrotd.host.inventory import FileInventories
 from luksrotd.host.journal import JOURNAL_SOCKET, SystemdJournal
+from luksrotd.host.launch import Launched
 from luksrotd.host.live import LiveWorkerEngine
 from luksrotd.host.locks import HostLocks
 from luksrotd.host.probe import WipefsProbe
 from luksrotd.host.process import myself
 from luksrotd.host.shadow import MemfdShadows
+from luksrotd.host.spare import OnlyOne
 from luksrotd.host.worker import WorkerEngine
 from luksrotd.luks2.pair import read_pair
 from luksrotd.names import ATOMIC, STEPWISE
@@ -57,6 +59,9 @@ __all__ = ["Hold", "SetRequest", "SetResult", "SetStatus"]
 CLIENT: Final = "luksrotctl"
 BY_UUID: Final = Path("/dev/disk/by-uuid")
 BLOCK_DEVICES: Final = Path("/sys/class/block")
+
+#: Hands over a worker that was launched already, once; then ``None``.
+Ahead = Callable[[], Launched | None]
 
 #: How long a device may take to say what it holds, where others wait for it.
 SCAN_SECONDS: Final = 20.0
@@ -89,24 +94,26 @@ def build_host(
     )
 
 
-def caller_host(client: str = "") -> Host:
+def caller_host(client: str = "", ahead: Ahead | None = None) -> Host:
     """The ports for a caller that tells its user itself: recorded in the journal if there is one, never on stderr.
 
-    ``client``: the name of the program in the record, else what the kernel calls the process.
+    ``client``: the name of the program in the record, else what the kernel calls the process.  ``ahead``: hands over
+    a worker that was launched already, if there is one.
     """
-    host = build_host(journal=SystemdJournal() if Path(JOURNAL_SOCKET).exists() else NoJournal())
+    journal = SystemdJournal() if Path(JOURNAL_SOCKET).exists() else NoJournal()
+    host = build_host(journal=journal, engine=WorkerEngine(spare=OnlyOne(ahead) if ahead else None))
     return replace(host, myself=myself(client))
 
 
-def volumes(engine: str = ATOMIC) -> Volumes:
+def volumes(engine: str = ATOMIC, ahead: Ahead | None = None) -> Volumes:
     """The use cases for one caller at a terminal; ``engine``: who writes the header, ``names.ENGINES``."""
-    host = caller_host(CLIENT)
+    host = caller_host(CLIENT, ahead)
     return StepwiseVolumes(host, LiveWorkerEngine()) if engine == STEPWISE else Volumes(host)
 
 
-def sets() -> VolumeSets:
+def sets(ahead: Ahead | None = None) -> VolumeSets:
     """The use cases on sets of volumes, for the same."""
-    return VolumeSets(caller_host(CLIENT))
+    return VolumeSets(caller_host(CLIENT, ahead))
 
 
 async def plan(volumes: Volumes, ref: DeviceRef, verb: str, name: str) -> Planned:

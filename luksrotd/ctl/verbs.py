@@ -23,7 +23,6 @@ from luksrotd.ctl.model import Backend, Device, Reconciled
 from luksrotd.ctl.newkey import change_key
 from luksrotd.ctl.report import Failed, Report, lines_of, listed, reconciled, showed, verified
 from luksrotd.ctl.request import credential, device, seconds
-from luksrotd.ctl.sidebyside import side_by_side
 from luksrotd.errors import Cancelled, InvalidRequest, LuksrotdError
 
 T = TypeVar("T")
@@ -125,6 +124,8 @@ def _verify(options: argparse.Namespace) -> Report:
 
 
 def _reconcile(options: argparse.Namespace) -> Report:
+    from luksrotd.ctl.sidebyside import side_by_side  # noqa: PLC0415 - imports asyncio
+
     async def work(backend: Backend) -> Report:
         async def one(device: Device) -> Reconciled | Failed:
             result = await _tried(
