@@ -5,7 +5,6 @@ import os
 import resource
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from luksrotd.ctl import cli
 from luksrotd.ctl.ahead import started
@@ -14,14 +13,6 @@ from luksrotd.ctl.interrupt import raise_on_signals
 from luksrotd.ctl.render import render
 from luksrotd.ctl.report import Report, failed
 from luksrotd.errors import Cancelled, Internal, LuksrotdError, Outcome
-
-
-def command() -> NoReturn:
-    """The program: ``main``, and no more.
-
-    Python would take a tenth of the time of a rotation to free, object by object, what the kernel frees at once.
-    """
-    os._exit(main())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,4 +92,4 @@ def _open_standard_descriptors() -> None:
 
 
 if __name__ == "__main__":
-    command()
+    sys.exit(main())

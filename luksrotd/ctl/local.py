@@ -122,7 +122,7 @@ class Local:
         async with self._prepared(request) as (sources, pbkdf, deliver):
             watched = self.watched(progress)
             if request.verb == "stage":
-                wanted = direct.SetRequest(
+                wanted = direct.set_request(
                     request.data, pbkdf, request.name, request.set, _expiry(request), request.keep
                 )
                 done = await sets.stage(refs, sources, wanted, progress=watched, deliver=deliver)

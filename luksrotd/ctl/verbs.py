@@ -3,7 +3,7 @@
 
 import argparse
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from luksrotd.ctl.arguments import (
     Verbs,
@@ -24,6 +24,9 @@ from luksrotd.ctl.newkey import change_key
 from luksrotd.ctl.report import Failed, Report, lines_of, listed, reconciled, showed, verified
 from luksrotd.ctl.request import credential, device, seconds
 from luksrotd.errors import Cancelled, InvalidRequest, LuksrotdError
+
+#: What ``add`` adds.
+NAMES: Final = ("list", "show", "reconcile", "enroll", "rotate", "verify")
 
 T = TypeVar("T")
 

@@ -23,7 +23,7 @@ from tests.support.testbed import PROJECT
 _SCRIPT: Final = """\
 #!{python}
 import sys
-from luksrotd.ctl.__main__ import command
+from luksrotd.ctl.program import command
 if __name__ == "__main__":
     sys.exit(command())
 """
