@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Final
 
 from luksrotd import direct
-from luksrotd.ctl import model, secrets
+from luksrotd.ctl import ahead, model, secrets
 from luksrotd.ctl.differences import new_generation
 from luksrotd.ctl.naming import uuid_of
 from luksrotd.errors import DeviceError, InvalidRequest, LockError, NotAuthorized, Outcome
@@ -29,7 +29,7 @@ class Local:
     def __init__(self, engine: str = ATOMIC) -> None:
         """``engine``: who writes the header, of ``names.ENGINES``."""
         #: The use cases, for the verbs of ``ctl.offline``.
-        self.volumes = direct.volumes(engine)
+        self.volumes = direct.volumes(engine, ahead.take)
         self._turns = direct.Turns()
         self._places = asyncio.Semaphore(WORKED_ON_AT_ONCE)
         self._done = False
@@ -122,11 +122,11 @@ class Local:
         self, devices: Sequence[model.Device], request: model.KeyRequest, progress: model.Progress
     ) -> model.SetChange:
         """See ``model.Backend``."""
-        sets, refs = direct.sets(), [ref_of(device) for device in devices]
+        sets, refs = direct.sets(ahead.take), [ref_of(device) for device in devices]
         async with self._prepared(request) as (sources, pbkdf, deliver):
             watched = self.watched(progress)
             if request.verb == "stage":
-                wanted = direct.SetRequest(
+                wanted = direct.set_request(
                     request.data, pbkdf, request.name, request.set, _expiry(request), request.keep
                 )
                 done = await sets.stage(refs, sources, wanted, progress=watched, deliver=deliver)

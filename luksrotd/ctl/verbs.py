@@ -3,7 +3,7 @@
 
 import argparse
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from luksrotd.ctl.arguments import (
     Verbs,
@@ -23,8 +23,10 @@ from luksrotd.ctl.model import Backend, Device, Reconciled
 from luksrotd.ctl.newkey import change_key
 from luksrotd.ctl.report import Failed, Report, lines_of, listed, reconciled, showed, verified
 from luksrotd.ctl.request import credential, device, seconds
-from luksrotd.ctl.sidebyside import side_by_side
 from luksrotd.errors import Cancelled, InvalidRequest, LuksrotdError
+
+#: What ``add`` adds.
+NAMES: Final = ("list", "show", "reconcile", "enroll", "rotate", "verify")
 
 T = TypeVar("T")
 
@@ -125,6 +127,8 @@ def _verify(options: argparse.Namespace) -> Report:
 
 
 def _reconcile(options: argparse.Namespace) -> Report:
+    from luksrotd.ctl.sidebyside import side_by_side  # noqa: PLC0415 - imports asyncio
+
     async def work(backend: Backend) -> Report:
         async def one(device: Device) -> Reconciled | Failed:
             result = await _tried(

@@ -135,9 +135,16 @@ def read_pair(read: Read, device_size: int) -> Pair:
     return pair
 
 
-def parse_pair(image: bytes) -> Pair:
-    """``read_pair`` on an image in memory that is at least as long as the header area."""
-    return read_pair(lambda offset, length: image[offset : offset + length], len(image))
+def parse_pair(image: bytes, size: int | None = None) -> Pair:
+    """``read_pair`` on an image in memory that is at least as long as the header area.
+
+    With ``size``: of a device of so many bytes that begins with ``image``, and is all zeros behind it.
+    """
+    # Not padded as a whole: a header area has 16 MiB, which take longer to copy than a commit.
+    return read_pair(
+        lambda offset, length: image[offset : offset + length].ljust(length, b"\0"),
+        len(image) if size is None else size,
+    )
 
 
 def is_lost(read: Read, device_size: int) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.bench import bus, commit, counted, crash, lock, reconcile, rotation, throughput
+from tests.bench import bus, commit, counted, crash, idle, lock, reconcile, rotation, throughput, udevtime
 from tests.bench.figures import Result, shown
 from tests.bench.page import page, plot_of
 from tests.bench.remarks import REMARKS
@@ -35,6 +35,8 @@ MEASURES: Final[Mapping[int, tuple[Callable[[int], Awaitable[Result]], int]]] = 
     7: (reconcile.clean, 5),
     8: (throughput.concurrent, 5),
     9: (bus.properties, 2000),
+    10: (idle.quiet, 5),
+    11: (udevtime.events, 100),
     12: (crash.judged, 3),
 }
 

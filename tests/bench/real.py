@@ -6,6 +6,7 @@ the /run of the bed allows only UUIDs that begin with ``MARK``.
 """
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -31,10 +32,11 @@ _DROP_IN: Final = Path("/run/luksrotd/luksrotd.conf.d/bench.conf")
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """A daemon that is ready, and how many seconds after its start it was."""
+    """A daemon that is ready, how many seconds after its start it was, and how many volumes it had then."""
 
     pid: int
     start_seconds: float
+    volumes: int
 
 
 @asynccontextmanager
@@ -44,34 +46,36 @@ async def daemon(bed: TestBed) -> AsyncIterator[Daemon]:
     _DROP_IN.parent.parent.chmod(0o700)
     _DROP_IN.write_text(f"[Devices]\nAllow=uuid:{MARK}-*\n")
     with Manager(bed.dir / "notify") as manager, (bed.dir / "luksrotd.log").open("wb") as output:
-        told = {"NOTIFY_SOCKET": str(manager.path), "WATCHDOG_USEC": str(WATCHDOG_USEC)}
+        manner = {"NOTIFY_SOCKET": str(manager.path), "WATCHDOG_USEC": str(WATCHDOG_USEC)}
         begun = time.perf_counter()
         process = bed.spawn(
             [sys.executable, "-m", "luksrotd"],
             cwd=PROJECT,
-            env={**ENVIRONMENT, **told},
+            env={**ENVIRONMENT, **manner},
             stdin=subprocess.DEVNULL,
             stderr=output,
         )
         try:
-            await manager.hears("READY=1")
-            yield Daemon(process.pid, time.perf_counter() - begun)
+            told = await manager.hears("READY=1")
+            took = time.perf_counter() - begun
+            status = re.search(r"^STATUS=(\d+) volumes", told, re.MULTILINE)
+            yield Daemon(process.pid, took, int(status[1]) if status else 0)
         finally:
             bed.end(process)
 
 
-def image(name: str) -> Path:
+def image(name: str, folder: Path = FOLDER) -> Path:
     """A volume in a file, to be attached when it shall appear; the passphrase of keyslot 0 is ``OLD``."""
-    path = make_image(FOLDER / f"{PREFIX}{name}.img", key=OLD)
+    path = make_image(folder / f"{PREFIX}{name}.img", key=OLD)
     set_uuid(path, MARK + str(uuid.uuid4())[8:])
     return path
 
 
-def volumes(place: Stage, count: int, name: str = "many") -> list[Disk]:
+def volumes(place: Stage, count: int, name: str = "many", folder: Path = FOLDER) -> list[Disk]:
     """So many volumes on loop devices, gone with the stage."""
     found = []
     for number in range(count):
-        path = image(f"{name}-{number}")
+        path = image(f"{name}-{number}", folder)
         place.stack.callback(path.unlink)
         found.append(Disk(place.stack.enter_context(LoopDevice(path))))
     return found

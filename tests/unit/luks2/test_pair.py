@@ -27,6 +27,16 @@ def test_a_healthy_pair():
     assert pair.referenced == pair.winner.metadata.areas
 
 
+@pytest.mark.parametrize("image", [IMAGE, forge.unsealed(IMAGE, Which.PRIMARY)])
+def test_the_beginning_of_an_image_is_enough_if_zeros_follow(image):
+    headers = image[: 2 * HDR_SIZE]
+    padded = headers.ljust(len(image), b"\0")
+    assert parse_pair(headers, len(image)) == parse_pair(padded)
+    with pytest.raises(FormatError, match="the device has"):
+        parse_pair(headers, len(headers))
+    assert len(parse_pair(IMAGE[:HDR_SIZE], len(image)).valid) == 1
+
+
 @pytest.mark.parametrize("which", Which)
 def test_the_newer_copy_wins_and_the_other_is_to_be_rewritten(which):
     pair = parse_pair(forge.newer(IMAGE, [which]))
