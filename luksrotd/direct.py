@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The use cases on the real ports, without a bus: for ``luksrotctl --direct``; the daemon builds its host here too."""
+"""The use cases on the real ports, without a bus: for ``luksrotctl --direct``; the daemon builds its host here too.
+
+What only few verbs need is imported by the functions that they call: a process that rotates one key has no use for it.
+"""
 
 import asyncio
 import errno
 import os
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from luksrotd.errors import (
     DeviceError,
@@ -21,42 +24,40 @@ from luksrotd.errors import (
     NotLuks2,
     UnknownDevice,
 )
-from luksrotd.host.backupfile import BackupFiles
 from luksrotd.host.blockdev import BlockDevices
 from luksrotd.host.clock import SystemClock
 from luksrotd.host.entropy import KernelEntropy
-from luksrotd.host.history import JournalHistory
 from luksrotd.host.inventory import FileInventories
 from luksrotd.host.journal import JOURNAL_SOCKET, SystemdJournal
-from luksrotd.host.live import LiveWorkerEngine
+from luksrotd.host.launch import Launched
 from luksrotd.host.locks import HostLocks
 from luksrotd.host.probe import WipefsProbe
 from luksrotd.host.process import myself
 from luksrotd.host.shadow import MemfdShadows
+from luksrotd.host.spare import OnlyOne
 from luksrotd.host.worker import WorkerEngine
 from luksrotd.luks2.pair import read_pair
 from luksrotd.names import ATOMIC, STEPWISE
 from luksrotd.ports import DeviceLocks, DeviceRef, Host, Journal, KeyslotEngine, Query
-from luksrotd.rotation.sets import SetStatus
-from luksrotd.service import planning
-from luksrotd.service.headers import Headers
-from luksrotd.service.history import Chronicle
-from luksrotd.service.jobs import Kind
-from luksrotd.service.planning import Planned
-from luksrotd.service.sets import VolumeSets
-from luksrotd.service.setwork import SetRequest, SetResult
-from luksrotd.service.stepwise import StepwiseVolumes
 from luksrotd.service.threads import in_thread
-from luksrotd.service.verbs import Wanted
 from luksrotd.service.volume import Hold, Volumes
 
+if TYPE_CHECKING:
+    from luksrotd.service.headers import Headers
+    from luksrotd.service.planning import Planned
+    from luksrotd.service.sets import VolumeSets
+    from luksrotd.service.setwork import SetRequest
+
 #: What its callers need of the use cases themselves.
-__all__ = ["Hold", "SetRequest", "SetResult", "SetStatus"]
+__all__ = ["Hold"]
 
 #: Who acts by ``volumes``, ``sets`` and ``headers``.
 CLIENT: Final = "luksrotctl"
 BY_UUID: Final = Path("/dev/disk/by-uuid")
 BLOCK_DEVICES: Final = Path("/sys/class/block")
+
+#: Hands over a worker that was launched already, once; then ``None``.
+Ahead = Callable[[], Launched | None]
 
 #: How long a device may take to say what it holds, where others wait for it.
 SCAN_SECONDS: Final = 20.0
@@ -89,28 +90,48 @@ def build_host(
     )
 
 
-def caller_host(client: str = "") -> Host:
+def caller_host(client: str = "", ahead: Ahead | None = None) -> Host:
     """The ports for a caller that tells its user itself: recorded in the journal if there is one, never on stderr.
 
-    ``client``: the name of the program in the record, else what the kernel calls the process.
+    ``client``: the name of the program in the record, else what the kernel calls the process.  ``ahead``: hands over
+    a worker that was launched already, if there is one.
     """
-    host = build_host(journal=SystemdJournal() if Path(JOURNAL_SOCKET).exists() else NoJournal())
+    journal = SystemdJournal() if Path(JOURNAL_SOCKET).exists() else NoJournal()
+    host = build_host(journal=journal, engine=WorkerEngine(spare=OnlyOne(ahead) if ahead else None))
     return replace(host, myself=myself(client))
 
 
-def volumes(engine: str = ATOMIC) -> Volumes:
+def volumes(engine: str = ATOMIC, ahead: Ahead | None = None) -> Volumes:
     """The use cases for one caller at a terminal; ``engine``: who writes the header, ``names.ENGINES``."""
-    host = caller_host(CLIENT)
-    return StepwiseVolumes(host, LiveWorkerEngine()) if engine == STEPWISE else Volumes(host)
+    host = caller_host(CLIENT, ahead)
+    if engine != STEPWISE:
+        return Volumes(host)
+    from luksrotd.host.live import LiveWorkerEngine  # noqa: PLC0415 - see above
+    from luksrotd.service.stepwise import StepwiseVolumes  # noqa: PLC0415 - see above
+
+    return StepwiseVolumes(host, LiveWorkerEngine())
 
 
-def sets() -> VolumeSets:
+def sets(ahead: Ahead | None = None) -> "VolumeSets":
     """The use cases on sets of volumes, for the same."""
-    return VolumeSets(caller_host(CLIENT))
+    from luksrotd.service.sets import VolumeSets  # noqa: PLC0415 - see above
+
+    return VolumeSets(caller_host(CLIENT, ahead))
 
 
-async def plan(volumes: Volumes, ref: DeviceRef, verb: str, name: str) -> Planned:
+def set_request(*members: Any) -> "SetRequest":
+    """What is to become of a set: the members of ``SetRequest``."""
+    from luksrotd.service.setwork import SetRequest  # noqa: PLC0415 - see above
+
+    return SetRequest(*members)
+
+
+async def plan(volumes: Volumes, ref: DeviceRef, verb: str, name: str) -> "Planned":
     """What a verb would do (``service.planning``); raises what it would raise before it needs a secret."""
+    from luksrotd.service import planning  # noqa: PLC0415 - see above
+    from luksrotd.service.jobs import Kind  # noqa: PLC0415 - see above
+    from luksrotd.service.verbs import Wanted  # noqa: PLC0415 - see above
+
     kind, wanted = Kind(verb), Wanted(name)
     seen, change = await volumes.plan(ref, lambda view, now: planning.decide(kind, wanted, view, now))
     return planning.of_change(kind, wanted, seen, change)
@@ -118,11 +139,17 @@ async def plan(volumes: Volumes, ref: DeviceRef, verb: str, name: str) -> Planne
 
 async def history(uuid: str, since: int, limit: int) -> Sequence[Mapping[str, str]]:
     """The newest records of what was done (``ports.Query``), of all volumes where ``uuid`` is ''."""
+    from luksrotd.host.history import JournalHistory  # noqa: PLC0415 - see above
+    from luksrotd.service.history import Chronicle  # noqa: PLC0415 - see above
+
     return await Chronicle(JournalHistory()).read(Query(uuid, since, None, limit))
 
 
-def headers() -> Headers:
+def headers() -> "Headers":
     """Header backup and restore, for the same."""
+    from luksrotd.host.backupfile import BackupFiles  # noqa: PLC0415 - see above
+    from luksrotd.service.headers import Headers  # noqa: PLC0415 - see above
+
     return Headers(caller_host(CLIENT), BackupFiles())
 
 
@@ -219,7 +246,7 @@ def _readable(found: Mapping[str, bool | None]) -> tuple[str, ...]:
         return tuple(node for node, holds in found.items() if holds)
     if os.geteuid() != 0:
         raise NotAuthorized(f"cannot read {len(forbidden)} block devices: {os.strerror(errno.EACCES)}; try as root")
-    from luksrotd.host.udev import may_hold_luks  # noqa: PLC0415 - only where it is needed: start-up stays fast
+    from luksrotd.host.udev import may_hold_luks  # noqa: PLC0415 - see above
 
     return tuple(node for node, holds in found.items() if holds or (holds is None and may_hold_luks(node)))
 

@@ -231,6 +231,9 @@ class SignatureProbe(Protocol):
     async def foreign(self, device: HeaderDevice) -> Sequence[str]:
         """Types of the signatures on the device other than crypto_LUKS (wipefs(8) ``--no-act``)."""
 
+    async def all_clear(self, devices: Sequence[HeaderDevice]) -> bool:
+        """Whether none of the devices has any, told of all of them by one look; ``False`` also where that fails."""
+
 
 class HeaderFiles(Protocol):
     """Header backups in files.  All calls block, and raise ``DeviceError`` where the file system fails."""

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from luksrotd.ctl import cli
+from luksrotd.ctl.ahead import started
 from luksrotd.ctl.exits import Exit
 from luksrotd.ctl.interrupt import raise_on_signals
 from luksrotd.ctl.render import render
@@ -32,7 +33,8 @@ def _report(arguments: Sequence[str]) -> Report:
     try:
         options = cli.parse(arguments)
         began = options.writes
-        report: Report = options.run(options)
+        with started(options):
+            report: Report = options.run(options)
         return report
     except LuksrotdError as error:
         return failed(error)

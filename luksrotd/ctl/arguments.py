@@ -11,6 +11,8 @@ from luksrotd.errors import InvalidRequest
 from luksrotd.rotation.edits import PBKDF_TYPES
 
 DEVICE_HELP: Final = "block device, UUID=… or a LUKS UUID; or an image file, that the daemon manages or with --direct"
+#: Options of all verbs, which may stand before them.
+COMMON: Final = ("--direct", "--json")
 #: ``options.token`` for "any".
 ANY_TOKEN: Final = -1
 
@@ -99,9 +101,10 @@ def _subparsers(parser: Parser, dest: str) -> Any:
 def add_common(parser: argparse.ArgumentParser, default: Any) -> None:
     """Options that may stand before the verb and behind it."""
     help_direct = "work in this process, as root, without the daemon"
-    parser.add_argument("--direct", action="store_true", default=default, help=help_direct)
+    direct, json = COMMON
+    parser.add_argument(direct, action="store_true", default=default, help=help_direct)
     help_json = "print one JSON document, errors too"
-    parser.add_argument("--json", action="store_true", default=default, help=help_json)
+    parser.add_argument(json, action="store_true", default=default, help=help_json)
 
 
 def add_device(parser: argparse.ArgumentParser, many: str = "") -> None:

@@ -2,7 +2,6 @@
 """How a verb reaches luksrotd: over the bus, or with ``--direct`` in this process."""
 
 import argparse
-import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -23,6 +22,8 @@ def call(options: argparse.Namespace, work: Operation[T]) -> T:
 
     Ctrl-C stops it up to the point of no return of a commit.
     """
+
+    import asyncio  # noqa: PLC0415 - slow to import: meanwhile the worker of --direct can start (ctl.ahead)
 
     async def run() -> T:
         backend = _backend(direct=options.direct, engine=getattr(options, "engine", ATOMIC))

@@ -3,11 +3,12 @@
 
 import argparse
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Final
 
 from luksrotd import __version__
-from luksrotd.ctl import history, keys, offline, scrub, staging, verbs
-from luksrotd.ctl.arguments import Parser, Verbs, add_common
+from luksrotd.ctl import verbs
+from luksrotd.ctl.arguments import COMMON, Parser, Verbs, add_common
 from luksrotd.errors import InvalidRequest
 
 _DESCRIPTION: Final = """\
@@ -35,22 +36,35 @@ See luksrotctl(1) for the rest.
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options of a command line; raises ``InvalidRequest``, and ``SystemExit`` after --help and --version."""
-    parser = build_parser()
+    parser = build_parser(_verb(arguments))
     options = parser.parse_args(arguments)
     _check(options)
     return options
 
 
-def build_parser() -> Parser:
-    """The parser, also for tests and for packaging/shell_completions.py."""
+def build_parser(verb: str = "") -> Parser:
+    """The parser, also for tests and for packaging/shell_completions.py.
+
+    Of the verbs that everybody needs first one is told beforehand: the others, which take longer, are left out then.
+    """
     parser = Parser(prog="luksrotctl", epilog=_EPILOG)
     parser.add_argument("--version", action="version", version=f"luksrotctl {__version__}")
     add_common(parser, False)
     found = Verbs(parser)
-    for module in (verbs, staging, keys, scrub, history, *offline.MODULES):
-        module.add(found)
+    verbs.add(found)
+    if verb not in verbs.NAMES:
+        from luksrotd.ctl import history, keys, offline, scrub, staging  # noqa: PLC0415 - see above
+
+        for module in (staging, keys, scrub, history, *offline.MODULES):
+            module.add(found)
     parser.description = f"{_DESCRIPTION}\n{found.overview}"
     return parser
+
+
+def _verb(arguments: Sequence[str]) -> str:
+    """The verb of a command line; no verb if another option comes before it, as --help may."""
+    rest = arguments[len(list(takewhile(COMMON.__contains__, arguments))) :]
+    return rest[0] if rest else ""
 
 
 def _check(options: argparse.Namespace) -> None:

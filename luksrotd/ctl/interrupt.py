@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Ctrl-C and its kin during an operation: a wish to stop, after which the true outcome is still told."""
 
-import asyncio
 import signal
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from luksrotd.errors import Cancelled
+
+if TYPE_CHECKING:
+    import asyncio
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -19,11 +21,13 @@ def raise_on_signals() -> None:
         signal.signal(number, _interrupted)
 
 
-async def interruptible(operation: Coroutine[Any, Any, T], on_signal: Callable[[asyncio.Task[T]], None]) -> T:
+async def interruptible(operation: Coroutine[Any, Any, T], on_signal: "Callable[[asyncio.Task[T]], None]") -> T:
     """Run ``operation``; ``on_signal`` gets its task at each signal.  Raises ``Cancelled`` if that has stopped it.
 
     Afterwards the signals are ignored: all that is left to do is to say what happened.
     """
+    import asyncio  # noqa: PLC0415 - slow to import, and not needed to understand the command line
+
     loop = asyncio.get_running_loop()
     task = loop.create_task(operation)
     for number in SIGNALS:

@@ -5,10 +5,11 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 from luksrotd import direct
-from luksrotd.ctl import model, secrets
+from luksrotd.ctl import ahead, model, secrets
 from luksrotd.ctl.differences import new_generation
 from luksrotd.ctl.naming import uuid_of
 from luksrotd.errors import DeviceError, InvalidRequest, LockError, NotAuthorized, Outcome
@@ -18,6 +19,8 @@ from luksrotd.rotation.edits import NEW, PBKDF_FOR_RANDOM_KEYS, UNLOCK, VOLUME_K
 
 #: The last stage of an operation (``service.progress.Stage.DONE``): from then on there is nothing to be stopped.
 _DONE = "done"
+WORKED_ON_AT_ONCE: Final = 16
+"""A repair starts a worker; a machine that boots has other things to do as well."""
 
 
 class Local:
@@ -26,8 +29,9 @@ class Local:
     def __init__(self, engine: str = ATOMIC) -> None:
         """``engine``: who writes the header, of ``names.ENGINES``."""
         #: The use cases, for the verbs of ``ctl.offline``.
-        self.volumes = direct.volumes(engine)
+        self.volumes = direct.volumes(engine, ahead.take)
         self._turns = direct.Turns()
+        self._places = asyncio.Semaphore(WORKED_ON_AT_ONCE)
         self._done = False
 
     async def devices(self) -> Sequence[model.Device]:
@@ -118,11 +122,11 @@ class Local:
         self, devices: Sequence[model.Device], request: model.KeyRequest, progress: model.Progress
     ) -> model.SetChange:
         """See ``model.Backend``."""
-        sets, refs = direct.sets(), [ref_of(device) for device in devices]
+        sets, refs = direct.sets(ahead.take), [ref_of(device) for device in devices]
         async with self._prepared(request) as (sources, pbkdf, deliver):
             watched = self.watched(progress)
             if request.verb == "stage":
-                wanted = direct.SetRequest(
+                wanted = direct.set_request(
                     request.data, pbkdf, request.name, request.set, _expiry(request), request.keep
                 )
                 done = await sets.stage(refs, sources, wanted, progress=watched, deliver=deliver)
@@ -163,12 +167,17 @@ class Local:
         """See ``model.Backend``."""
         with permissions():
             ref = ref_of(device)
-            async with self._turns.of(ref):
-                done = await self.volumes.reconcile(ref, dry_run=dry_run, retire_expired=retire_expired)
+            turn = partial(self._turn, ref)
+            done = await self.volumes.reconcile(ref, dry_run=dry_run, retire_expired=retire_expired, turn=turn)
         differences = [
             model.Difference(one.what, one.name, one.how, dict(one.before), dict(one.after)) for one in done.differences
         ]
         return model.Reconciled(_findings(done.found), _findings(done.left), differences)
+
+    @asynccontextmanager
+    async def _turn(self, ref: DeviceRef) -> AsyncIterator[None]:
+        async with self._places, self._turns.of(ref):
+            yield
 
     async def history(self, device: model.Device | None, since: int, limit: int) -> Sequence[Mapping[str, Any]]:
         """See ``model.Backend``."""

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What luksrotctl asks, and what it is told: the same over the bus and without it."""
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from luksrotd.errors import LuksrotdError
 from luksrotd.rotation.edits import Pbkdf
+
+if TYPE_CHECKING:
+    import asyncio
 
 #: Called with the name of each stage that an operation enters (docs/spec/commit-protocol.md has the phases).
 Progress = Callable[[str], None]
@@ -262,7 +264,7 @@ class Backend(Protocol):
         Oldest first; their fields are in luksrotd(8).
         """
 
-    def interrupt(self, task: asyncio.Task[Any]) -> None:
+    def interrupt(self, task: "asyncio.Task[Any]") -> None:
         """The user wants ``task``, which runs one of the calls, to stop; called for every Ctrl-C."""
 
     async def close(self) -> None:

@@ -8,8 +8,8 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 
-AT_ONCE: Final = 16
-"""A repair starts a worker; a machine that boots has other things to do as well."""
+AT_ONCE: Final = 64
+"""Of a volume that is in order there is little more than an open device."""
 SILENT_SECONDS: Final = 30.0
 """After which those that have not answered are named, and what is known of the others is told: whoever waits may give
 up soon."""

@@ -3,7 +3,7 @@
 
 import argparse
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from luksrotd.ctl.arguments import (
     Verbs,
@@ -23,8 +23,10 @@ from luksrotd.ctl.model import Backend, Device, Reconciled
 from luksrotd.ctl.newkey import change_key
 from luksrotd.ctl.report import Failed, Report, lines_of, listed, reconciled, showed, verified
 from luksrotd.ctl.request import credential, device, seconds
-from luksrotd.ctl.sidebyside import side_by_side
 from luksrotd.errors import Cancelled, InvalidRequest, LuksrotdError
+
+#: What ``add`` adds.
+NAMES: Final = ("list", "show", "reconcile", "enroll", "rotate", "verify")
 
 T = TypeVar("T")
 
@@ -125,6 +127,8 @@ def _verify(options: argparse.Namespace) -> Report:
 
 
 def _reconcile(options: argparse.Namespace) -> Report:
+    from luksrotd.ctl.sidebyside import side_by_side  # noqa: PLC0415 - imports asyncio
+
     async def work(backend: Backend) -> Report:
         async def one(device: Device) -> Reconciled | Failed:
             result = await _tried(
@@ -134,12 +138,11 @@ def _reconcile(options: argparse.Namespace) -> Report:
                 raise result.error
             return result
 
-        if options.all and options.direct:
-            names = [device.name for device in await backend.devices()]
-            found = await side_by_side(names, lambda name: one(Device(name)), lines_of)
+        devices = await backend.devices() if options.all else [_named(name, options) for name in options.devices]
+        names = [device.name for device in devices]
+        if options.direct:
+            found = await side_by_side(names, lambda name: one(_named(name, options)), lines_of)
         else:
-            devices = await backend.devices() if options.all else [_named(name, options) for name in options.devices]
-            names = [device.name for device in devices]
             found = [await one(device) for device in devices]
         results = list(zip(names, found, strict=True))
         return reconciled(results, worst(_status(result) for result in found), dry_run=options.dry_run)

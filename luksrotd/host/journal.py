@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 from typing import Final, TextIO
 
-from systemd import journal as systemd_journal
-
 JOURNAL_SOCKET: Final = "/run/systemd/journal/socket"
 
 OWN_FIELDS: Final = frozenset({"message", "message_id", "priority"})
@@ -28,6 +26,8 @@ class SystemdJournal:
         try:
             # Asked each time: sd_journal_send(3) drops entries without a word when nobody listens.
             if self._socket.exists():
+                from systemd import journal as systemd_journal  # noqa: PLC0415 - slow, and not needed by who only looks
+
                 named = {name_of(field): str(value) for field, value in fields.items()}
                 systemd_journal.send(message, SYSLOG_IDENTIFIER="luksrotd", **named)
             else:

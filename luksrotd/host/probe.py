@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Final
 
 from luksrotd.errors import DeviceError
@@ -19,6 +19,8 @@ from luksrotd.ports import HeaderDevice
 
 PROBE_TIMEOUT: Final = 20.0
 """Seconds; a healthy device takes milliseconds."""
+SHARED_TIMEOUT: Final = 2.0
+"""Seconds for a look at several devices, which no dead one shall hold up for long."""
 
 _OUR_TYPE: Final = "crypto_LUKS"
 _OUTPUT_LIMIT: Final = 256 * 1024
@@ -34,48 +36,62 @@ class WipefsProbe:
 
     async def foreign(self, device: HeaderDevice) -> Sequence[str]:
         """Types of the signatures that are not LUKS's, in the order of their place; ``DeviceError`` if it fails."""
-        fd = await _opened_same(device)
+        (fd,) = await _opened_same([device])
         try:
-            output = await self._run(device.path, fd)
+            output = await self._run(device.path, [fd], self._timeout)
         finally:
             os.close(fd)
         return _foreign_types(device.path, output)
 
-    async def _run(self, path: str, fd: int) -> bytes:
+    async def all_clear(self, devices: Sequence[HeaderDevice]) -> bool:
+        """See ``ports.SignatureProbe``: to start wipefs takes twenty times as long as to look at a device."""
+        where = f"{len(devices)} devices"
+        fds: Sequence[int] = ()
+        try:
+            fds = await _opened_same(devices)
+            return not _foreign_types(where, await self._run(where, fds, min(self._timeout, SHARED_TIMEOUT)))
+        except DeviceError:
+            return False
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    async def _run(self, where: str, fds: Sequence[int], seconds: float) -> bytes:
         try:
             process = await asyncio.create_subprocess_exec(
                 self._command,
                 "--no-act",
                 "--json",
-                f"/proc/self/fd/{fd}",
-                pass_fds=(fd,),
+                *(f"/proc/self/fd/{fd}" for fd in fds),
+                pass_fds=fds,
                 env=_ENVIRONMENT,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
             )
         except OSError as error:
-            raise DeviceError(f"cannot probe {path}: cannot run {self._command}: {error.strerror}") from error
+            raise DeviceError(f"cannot probe {where}: cannot run {self._command}: {error.strerror}") from error
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(seconds):
                 output, complaint = await asyncio.gather(
                     _bounded(process, process.stdout), _bounded(process, process.stderr)
                 )
                 status = await process.wait()
         except TimeoutError as error:
-            raise DeviceError(f"cannot probe {path}: {self._command} does not end") from error
+            raise DeviceError(f"cannot probe {where}: {self._command} does not end") from error
         finally:
             await _end(process)
         if max(len(output), len(complaint)) > _OUTPUT_LIMIT:
-            raise DeviceError(f"cannot probe {path}: {self._command} says too much")
+            raise DeviceError(f"cannot probe {where}: {self._command} says too much")
         if status:
-            raise DeviceError(f"cannot probe {path}: {_last_line(complaint) or f'{self._command} ended with {status}'}")
+            reason = _last_line(complaint) or f"{self._command} ended with {status}"
+            raise DeviceError(f"cannot probe {where}: {reason}")
         return output
 
 
-async def _opened_same(device: HeaderDevice) -> int:
-    """``_open_same`` in a thread, for the device may be dead; a descriptor that comes too late is closed."""
-    opening = asyncio.ensure_future(asyncio.to_thread(_open_same, device))
+async def _opened_same(devices: Sequence[HeaderDevice]) -> Sequence[int]:
+    """``_open_all`` in a thread, for a device may be dead; descriptors that come too late are closed."""
+    opening = asyncio.ensure_future(asyncio.to_thread(_open_all, devices))
     try:
         return await asyncio.shield(opening)
     except asyncio.CancelledError:
@@ -83,9 +99,20 @@ async def _opened_same(device: HeaderDevice) -> int:
         raise
 
 
-def _close(opening: "asyncio.Future[int]") -> None:
+def _close(opening: "asyncio.Future[Sequence[int]]") -> None:
     if opening.exception() is None:
-        os.close(opening.result())
+        for fd in opening.result():
+            os.close(fd)
+
+
+def _open_all(devices: Sequence[HeaderDevice]) -> Sequence[int]:
+    with ExitStack() as opened:
+        fds = []
+        for device in devices:
+            fds.append(_open_same(device))
+            opened.callback(os.close, fds[-1])
+        opened.pop_all()
+        return fds
 
 
 def _open_same(device: HeaderDevice) -> int:

@@ -5,15 +5,49 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from luksrotd.errors import EngineError
+from luksrotd.host.launch import Launched
 from luksrotd.host.workerprocess import WorkerProcess, start_worker, to_the_end
 
 #: How long a spare waits for a job, in seconds: who changes one key may well change more, and then nothing for months.
 KEEP_SECONDS: Final = 60.0
 
 log = logging.getLogger(__name__)
+
+
+class Ahead(Protocol):
+    """Where workers come from that were started before they were needed."""
+
+    async def take(self) -> WorkerProcess | None:
+        """One, which is the caller's from now on, or ``None``.  Not to be cancelled."""
+
+    def replace(self) -> None:
+        """Told when one has gone to work."""
+
+
+class OnlyOne:
+    """The one that a program has started before all else; no other one follows.
+
+    ``take``: hands it over the first time.
+    """
+
+    def __init__(self, take: Callable[[], Launched | None]) -> None:
+        self._take = take
+
+    async def take(self) -> WorkerProcess | None:
+        """See ``Ahead``."""
+        launched = self._take()
+        if launched is None:
+            return None
+        if launched.alive:
+            return WorkerProcess(launched)
+        launched.end()
+        return None
+
+    def replace(self) -> None:
+        """Nothing: the program is about to end."""
 
 
 class Spare:

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from luksrotd.errors import EngineCrashed, EngineError, EngineTimeout, LuksrotdError, SecretRejected
 from luksrotd.host.sources import TPM_DEVICE, declared, fds_of, groups_for
-from luksrotd.host.spare import Spare
+from luksrotd.host.spare import Ahead
 from luksrotd.host.workerprocess import WorkerProcess, start_worker, to_the_end
 from luksrotd.ports import SecretSource, Shadow
 from luksrotd.rotation import wire
@@ -50,14 +50,14 @@ class Deadlines:
 class WorkerEngine:
     """Starts workers.  ``python`` is the interpreter that they run in, ``module`` their program, ``tpm`` the device.
 
-    ``spare``: keeps one started ahead, of those that need no device.
+    ``spare``: has one started ahead, of those that need no device.
     """
 
     deadlines: Deadlines = field(default_factory=Deadlines)
     python: str = sys.executable
     module: str = "luksrotd.worker"
     tpm: str = TPM_DEVICE
-    spare: Spare | None = None
+    spare: Ahead | None = None
 
     @contextlib.asynccontextmanager
     async def session(self, shadow: Shadow, secrets: Mapping[str, SecretSource]) -> AsyncIterator["WorkerSession"]:

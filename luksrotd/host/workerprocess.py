@@ -1,35 +1,63 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A worker as a process: how it is started, what belongs to it, and its end."""
+"""A worker as a process: how it is waited for, and its end."""
 
 import asyncio
 import contextlib
 import os
-import signal
-import socket
+import subprocess
 import sys
-from asyncio.subprocess import DEVNULL, Process
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-from luksrotd.errors import EngineError
+from luksrotd.host.launch import Launched, launch
 
 
-@dataclass(frozen=True, slots=True)
+class Child:
+    """A process of ours that is waited for without a thread."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status once it has been waited for; negative for a signal."""
+        return self._process.returncode
+
+    async def wait(self) -> int:
+        """Its exit status, when it has ended; for any number of tasks."""
+        if self._process.returncode is None:
+            try:
+                ended = os.pidfd_open(self._process.pid)
+            except OSError:  # no descriptor is to be had
+                return await asyncio.to_thread(self._process.wait)
+            try:
+                await _readable(ended)
+            finally:
+                os.close(ended)
+        return self._process.wait()
+
+
 class WorkerProcess:
     """A worker that waits for requests; whoever has it ends it.
 
     ``channel``: our end of its control socket; ``stderr``: a descriptor of what it complains about.
     """
 
-    process: Process
-    channel: socket.socket
-    stderr: int
+    def __init__(self, launched: Launched) -> None:
+        self.process = Child(launched.process)
+        self.channel = launched.channel
+        self.stderr = launched.stderr
+        self._launched = launched
 
     @property
     def alive(self) -> bool:
-        """Whether it is not known to have ended."""
-        return self.process.returncode is None
+        """Whether it has not ended."""
+        return self._launched.alive
 
     async def end(self) -> None:
         """Kill its process group, reap it, and close what is ours, however often this task is cancelled meanwhile.
@@ -37,14 +65,10 @@ class WorkerProcess:
         Once, and not again.  Raises the last ``CancelledError`` after that.
         """
         try:
-            # The group, not only its leader: a worker that was taken over may have forked.
-            if self.alive:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self.process.pid, signal.SIGKILL)
+            self._launched.kill()
             cancelled = await to_the_end(asyncio.ensure_future(self.process.wait()))
         finally:
-            self.channel.close()
-            os.close(self.stderr)
+            self._launched.close()
         if cancelled is not None:
             raise cancelled
 
@@ -52,29 +76,8 @@ class WorkerProcess:
 async def start_worker(
     python: str = sys.executable, module: str = "luksrotd.worker", groups: Sequence[int] = ()
 ) -> WorkerProcess:
-    """Start ``module`` in the interpreter ``python``, with these supplementary groups.
-
-    Not to be cancelled: asyncio forgets a process when it is cancelled while it starts it.  Raises ``EngineError``.
-    """
-    with contextlib.ExitStack() as failed, _plumbing(failed) as (ours, theirs, stderr):
-        # PYTHONPATH: for a source tree.  Nothing else of the environment concerns a worker.
-        environment = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
-        arguments = ("-P", "-s", "-B", "-m", module, str(theirs.fileno()), str(os.getpid()), *map(str, groups))
-        try:
-            process = await asyncio.create_subprocess_exec(
-                python,
-                *arguments,
-                stdin=DEVNULL,
-                stdout=DEVNULL,
-                stderr=stderr,
-                pass_fds=(theirs.fileno(),),
-                env=environment,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise EngineError(f"cannot start a worker: {error.strerror}") from error
-        failed.pop_all()
-        return WorkerProcess(process, ours, stderr)
+    """Start ``module`` in the interpreter ``python``, with these supplementary groups; raises ``EngineError``."""
+    return WorkerProcess(launch(python, module, groups))
 
 
 async def to_the_end(future: asyncio.Future[Any]) -> asyncio.CancelledError | None:
@@ -88,20 +91,16 @@ async def to_the_end(future: asyncio.Future[Any]) -> asyncio.CancelledError | No
     return cancelled
 
 
-@contextlib.contextmanager
-def _plumbing(failed: contextlib.ExitStack) -> Iterator[tuple[socket.socket, socket.socket, int]]:
-    """Our end of the control socket, the worker's, and a file for its stderr; ``failed`` closes what is ours.
+async def _readable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_reader(fd, _settle, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(fd)
 
-    A file, not a pipe: it needs no reader, cannot block the worker, and is bounded by the worker's RLIMIT_FSIZE.
-    """
-    with contextlib.ExitStack() as always:
-        try:
-            ours, theirs = socket.socketpair()
-            failed.enter_context(ours)
-            always.enter_context(theirs)
-            stderr = os.memfd_create("luksrotd-worker-stderr", os.MFD_CLOEXEC)
-            failed.callback(os.close, stderr)
-        except OSError as error:
-            raise EngineError(f"cannot start a worker: {error.strerror}") from error
-        ours.setblocking(False)
-        yield ours, theirs, stderr
+
+def _settle(future: asyncio.Future[None]) -> None:
+    with contextlib.suppress(asyncio.InvalidStateError):  # cancelled, or told twice
+        future.set_result(None)

@@ -116,22 +116,35 @@ class Pair:
 def read_pair(read: Read, device_size: int) -> Pair:
     """Read both copies with ``read(offset, length)`` from a device of ``device_size`` bytes.
 
-    At most some 20 MiB are read.  Raises ``FormatError`` if neither copy is valid, ``NotLuks2`` for LUKS1,
-    ``UnknownDevice`` if there is no trace of LUKS, and what ``read`` raises for blocks that lie on the device.
+    At most some 20 MiB are read; of headers of the usual size, once all of it.  Raises ``FormatError`` if neither copy
+    is valid, ``NotLuks2`` for LUKS1, ``UnknownDevice`` if there is no trace of LUKS, and what ``read`` raises for
+    blocks that lie on the device.
     """
+    read = _ahead(read, device_size)
     primary, secondary, hdr_size = _read_copies(read, device_size)
     if isinstance(primary, BadCopy) and isinstance(secondary, BadCopy):
         raise _neither(primary, secondary)
     assert hdr_size is not None  # noqa: S101 - a valid copy has one
-    pair = Pair(primary, secondary, _read(read, 0, 2 * hdr_size, device_size))
+    if isinstance(primary, HeaderCopy) and isinstance(secondary, HeaderCopy):
+        raw = primary.raw + secondary.raw
+    else:
+        raw = _read(read, 0, 2 * hdr_size, device_size)
+    pair = Pair(primary, secondary, raw)
     if pair.length > device_size:
         raise FormatError(f"cannot use the LUKS2 header: it needs {pair.length} bytes, the device has {device_size}")
     return pair
 
 
-def parse_pair(image: bytes) -> Pair:
-    """``read_pair`` on an image in memory that is at least as long as the header area."""
-    return read_pair(lambda offset, length: image[offset : offset + length], len(image))
+def parse_pair(image: bytes, size: int | None = None) -> Pair:
+    """``read_pair`` on an image in memory that is at least as long as the header area.
+
+    With ``size``: of a device of so many bytes that begins with ``image``, and is all zeros behind it.
+    """
+    # Not padded as a whole: a header area has 16 MiB, which take longer to copy than a commit.
+    return read_pair(
+        lambda offset, length: image[offset : offset + length].ljust(length, b"\0"),
+        len(image) if size is None else size,
+    )
 
 
 def is_lost(read: Read, device_size: int) -> bool:
@@ -148,7 +161,7 @@ def _read_copies(read: Read, device_size: int) -> tuple[HeaderCopy | BadCopy, He
     _check_version(_read(read, 0, layout.BINARY_SIZE, device_size))
     primary, hdr_size = _read_copy(read, Which.PRIMARY, 0, device_size)
     if hdr_size is not None:
-        secondary, _ = _read_copy(read, Which.SECONDARY, hdr_size, device_size)
+        secondary, _ = _read_copy(read, Which.SECONDARY, hdr_size, device_size, like=primary)
     else:
         secondary, hdr_size = _scan_secondary(read, device_size)
     return primary, secondary, hdr_size
@@ -166,17 +179,24 @@ def _check_version(start: bytes) -> None:
         raise binary_header.bad(Which.PRIMARY, f"version {version} is not {layout.VERSION}")
 
 
-def _read_copy(read: Read, which: Which, offset: int, device_size: int) -> tuple[HeaderCopy | BadCopy, int | None]:
-    """A copy, and its hdr_size if its binary header and checksum are good (even if its JSON is not)."""
+def _read_copy(
+    read: Read, which: Which, offset: int, device_size: int, *, like: HeaderCopy | BadCopy | None = None
+) -> tuple[HeaderCopy | BadCopy, int | None]:
+    """A copy, and its hdr_size if its binary header and checksum are good (even if its JSON is not).
+
+    ``like``: the other copy, whose JSON is mostly the same to the byte.
+    """
     start = _read(read, offset, layout.BINARY_SIZE, device_size)
     try:
         head = binary_header.decode(start, which, offset)
     except FormatError as error:
         return BadCopy(which, error.message, binary_header.has_magic(start, which)), None
-    return _read_body(read, head, device_size)
+    return _read_body(read, head, device_size, like)
 
 
-def _read_body(read: Read, head: BinaryHeader, device_size: int) -> tuple[HeaderCopy | BadCopy, int | None]:
+def _read_body(
+    read: Read, head: BinaryHeader, device_size: int, like: HeaderCopy | BadCopy | None
+) -> tuple[HeaderCopy | BadCopy, int | None]:
     if head.csum_alg not in binary_header.CHECKSUMS:
         # libcryptsetup may know it: then this copy could be the one in force, and we could not tell.
         raise binary_header.bad(head.which, f"checksum algorithm {head.csum_alg!r} is unknown")
@@ -188,9 +208,17 @@ def _read_body(read: Read, head: BinaryHeader, device_size: int) -> tuple[Header
     except FormatError as error:
         return BadCopy(head.which, error.message, present=True), None
     try:
-        return HeaderCopy(head, metadata.parse(raw[layout.BINARY_SIZE :], head.hdr_size), raw), head.hdr_size
+        return HeaderCopy(head, _metadata(raw, head, like), raw), head.hdr_size
     except FormatError as error:
         return BadCopy(head.which, error.message, present=True, seqid=head.seqid), head.hdr_size
+
+
+def _metadata(raw: bytes, head: BinaryHeader, like: HeaderCopy | BadCopy | None) -> Metadata:
+    """What the JSON of a copy says; the same bytes in a copy of the same size say the same."""
+    area = raw[layout.BINARY_SIZE :]
+    if isinstance(like, HeaderCopy) and like.raw[layout.BINARY_SIZE :] == area:
+        return like.metadata
+    return metadata.parse(area, head.hdr_size)
 
 
 def _scan_secondary(read: Read, device_size: int) -> tuple[HeaderCopy | BadCopy, int | None]:
@@ -202,6 +230,20 @@ def _scan_secondary(read: Read, device_size: int) -> tuple[HeaderCopy | BadCopy,
         if copy.present and not found.present:
             found = copy
     return found, None
+
+
+def _ahead(read: Read, device_size: int) -> Read:
+    """``read``, but of the place of two copies of the usual size by one call, for each costs a turn of the disk."""
+    try:
+        start = _read(read, 0, 2 * layout.HEADER_SIZE_MIN, device_size)
+    except DeviceError:
+        return read  # what is needed of it may be legible all the same
+
+    def ahead(offset: int, length: int) -> bytes:
+        end = offset + length
+        return start[offset:end] if end <= len(start) else read(offset, length)
+
+    return ahead
 
 
 def _read(read: Read, offset: int, length: int, device_size: int) -> bytes:

@@ -140,7 +140,7 @@ def _plan(
 
 def _parse(headers: bytes, before: Pair) -> Pair:
     try:
-        pair = parse_pair(headers.ljust(before.length, b"\0"))
+        pair = parse_pair(headers, before.length)
     except (FormatError, NotLuks2, UnknownDevice) as error:
         raise ConsistencyError(f"cannot use the shadow: {error.message}") from error
     if not pair.agree or pair.hdr_size != before.hdr_size:

@@ -188,7 +188,7 @@ def _start(backup: Backup, places: Mapping[int, Extent], seqid: int) -> Start:
     areas = {places[slot.id]: backup.areas[slot.area] for slot in backup.view.metadata.keyslots.values()}
     try:
         copies = b"".join(_copy(pair, which, above, text) for which in Which)
-        return Start(parse_pair(copies.ljust(pair.length, b"\0")), areas)
+        return Start(parse_pair(copies, pair.length), areas)
     except FormatError as error:
         raise FormatError(f"cannot use the backup: {error.message}") from error
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Look at a volume, and finish what a crash, or another tool, has left (docs/spec/reconcile.md)."""
 
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 
 from luksrotd.ports import DeviceRef, HeaderDevice, Host
@@ -12,8 +14,12 @@ from luksrotd.rotation.view import DeviceView
 from luksrotd.service import audit
 from luksrotd.service.audit import Audit
 from luksrotd.service.cancellation import heed_cancellation, to_the_end
+from luksrotd.service.glances import Glances
 from luksrotd.service.suspects import Suspects
 from luksrotd.service.transaction import Mended, Transactor
+
+#: What has to be entered before a volume is worked on.
+Turn = Callable[[], AbstractAsyncContextManager[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,7 @@ class Reconciler:
         self._transactor = transactor
         self._audit = Audit(host)
         self._suspects = Suspects(host, transactor)
+        self._glances = Glances(host, self._suspects)
 
     async def examine(self, ref: DeviceRef, *, remember: bool = False) -> Examined:
         """The volume as it is now, and what reconcile would find.
@@ -63,21 +70,30 @@ class Reconciler:
         ``remember``: if that is nothing, keep its inventory, as a reconcile would.
         """
         async with self._transactor.opened(ref) as device:
+            seen = await self._transactor.look_at(ref, device)
             foreign = await self._host.probe.foreign(device)
-        seen = await self._transactor.look(ref)
         findings = reconcile.diagnose(seen, foreign, Rules(now=self._host.clock.now()))
         notes = self._suspects.reconciled(seen, clean=not findings) if remember else self._suspects.notes(seen)
         return Examined(seen, (*findings, *await notes))
 
-    async def reconcile(self, ref: DeviceRef, *, dry_run: bool = False, retire_expired: bool = False) -> Reconciled:
+    async def reconcile(
+        self, ref: DeviceRef, *, dry_run: bool = False, retire_expired: bool = False, turn: Turn = nullcontext
+    ) -> Reconciled:
         """Finish what a crash interrupted; with ``dry_run`` only say what would be done.  Needs no secret.
 
-        ``retire_expired``: abort staged keys that have expired, too.
+        ``retire_expired``: abort staged keys that have expired, too.  ``turn``: see ``Turn``; a volume that is in order
+        does not wait for it.
         """
         rules = Rules(now=self._host.clock.now(), retire_expired=retire_expired)
+        if clean := await self._glances.clean(ref, rules):
+            return Reconciled(clean.uuid, (), (), clean.seqid)
+        async with turn():
+            return await self._thorough(ref, rules, dry_run=dry_run)
+
+    async def _thorough(self, ref: DeviceRef, rules: Rules, *, dry_run: bool) -> Reconciled:
         async with self._transactor.opened(ref) as device:
+            seen = await self._transactor.look_at(ref, device)
             foreign = await self._host.probe.foreign(device)
-            seen = await self._transactor.look(ref)
             found = reconcile.diagnose(seen, foreign, rules)
             done = Mended(seen, reconcile.differences(seen, rules) if dry_run else ())
             if not dry_run and any(finding.action is Action.REPAIR for finding in found):

@@ -75,6 +75,15 @@ class Suspects:
             account.done(done.uuid, seqid_before=done.seqid_before, seqid_after=done.seqid_after)
         return done
 
+    def settled(self, seen: DeviceView) -> bool:
+        """Whether there is an inventory that says the same as the volume, without suspects; blocks."""
+        try:
+            before = self._host.inventories.load(seen.uuid)
+        except StateError:
+            return False
+        now = inventory.take(seen, self._host.clock.now(), before)
+        return now == before and not inventory.suspects(seen, now)
+
     async def notes(self, seen: DeviceView) -> tuple[Finding, ...]:
         """What a look at the inventory adds to the findings of a volume; a failure is left out."""
         try:

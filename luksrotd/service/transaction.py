@@ -84,7 +84,11 @@ class Transactor:
     async def look(self, ref: DeviceRef) -> DeviceView:
         """The volume as it is now."""
         async with self.opened(ref) as device:
-            return (await self._access.snapshot(ref, device, no_areas)).view
+            return await self.look_at(ref, device)
+
+    async def look_at(self, ref: DeviceRef, device: HeaderDevice) -> DeviceView:
+        """The same for one that is open."""
+        return (await self._access.snapshot(ref, device, no_areas)).view
 
     async def read(self, ref: DeviceRef, areas: Areas) -> Snapshot:
         """The volume as it is now, with some of its areas."""

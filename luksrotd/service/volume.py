@@ -3,6 +3,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, Self
@@ -22,7 +23,7 @@ from luksrotd.rotation.view import DeviceView
 from luksrotd.service import audit, scrub
 from luksrotd.service.audit import Audit, Verb
 from luksrotd.service.progress import Progress, ignore
-from luksrotd.service.reconciling import Examined, Reconciled, Reconciler
+from luksrotd.service.reconciling import Examined, Reconciled, Reconciler, Turn
 from luksrotd.service.scrub import Scrubbed
 from luksrotd.service.suspects import Suspects
 from luksrotd.service.transaction import Decide, Deliver, Transactor, nothing_to_deliver
@@ -255,12 +256,15 @@ class Volumes:
         """The associated data of the managed key ``name``."""
         return policy.managed(await self.look(ref), name).token.data
 
-    async def reconcile(self, ref: DeviceRef, *, dry_run: bool = False, retire_expired: bool = False) -> Reconciled:
+    async def reconcile(
+        self, ref: DeviceRef, *, dry_run: bool = False, retire_expired: bool = False, turn: Turn = nullcontext
+    ) -> Reconciled:
         """Finish what a crash interrupted; with ``dry_run`` only say what would be done.  Needs no secret.
 
-        ``retire_expired``: abort staged keys that have expired, too.
+        ``retire_expired``: abort staged keys that have expired, too.  ``turn``: entered before a volume is worked on; one
+        that is in order does not wait for it.
         """
-        return await self._reconciler.reconcile(ref, dry_run=dry_run, retire_expired=retire_expired)
+        return await self._reconciler.reconcile(ref, dry_run=dry_run, retire_expired=retire_expired, turn=turn)
 
     async def scrub(self, ref: DeviceRef, *, progress: Progress = ignore) -> Scrubbed:
         """Overwrite all keyslot space that no header copy references; the header stays as it is."""

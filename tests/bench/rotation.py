@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """1 to 3: a rotation, against the sequences of other tools."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 from dbus_next.signature import Variant
 
 from tests.bench.figures import Finding, Result, Series, fastest
+from tests.bench.installed import SOURCE_TREE, Program, installed
 from tests.bench.rivals import Cryptenroll, Cryptsetup
 from tests.bench.rounds import Trial, interleaved
 from tests.bench.stage import FOLDER, Runner, Stage, run, stage
 from tests.support import makeimage
-from tests.support.daemon_process import BACKUP, ENVIRONMENT, FAST, NEW, OLD, Disk
+from tests.support.daemon_process import BACKUP, FAST, NEW, OLD, Disk
 from tests.support.makeimage import PBKDF
 
 OURS: Final = "luksrotd"
@@ -29,7 +29,8 @@ COSTLY_METHOD: Final = f"""The same, but the passphrase that unlocks and the new
 that libcryptsetup chooses on this machine. {SEQUENCES} systemd-cryptenroll makes its new keyslot with pbkdf2 of 1000
 iterations whatever the others are, and so derives one costly key only."""
 COLD_METHOD: Final = f"""Each rotation starts Python and luksrotctl anew, with no daemon; pbkdf2 with 1000 iterations.
-{SEQUENCES}"""
+luksrotctl is an installed one (a virtual environment, made for this), whose modules are compiled as every installer
+does it; in the source tree it would take longer. {SEQUENCES}"""
 
 
 class OverDBus:
@@ -52,8 +53,8 @@ class OverDBus:
 class Direct:
     """luksrotctl --direct: a process of its own for each rotation, and no daemon."""
 
-    def __init__(self, disk: Disk, runner: Runner = run) -> None:
-        self._node, self._runner = disk.node, runner
+    def __init__(self, disk: Disk, runner: Runner = run, program: Program = SOURCE_TREE) -> None:
+        self._node, self._runner, self._program = disk.node, runner, program
         self._files = {name: FOLDER / f"direct-{name}" for name in ("main", "0", "1")}
         for path, secret in zip(self._files.values(), (OLD, *SECRETS), strict=True):
             path.write_bytes(secret)
@@ -68,9 +69,8 @@ class Direct:
 
     def _run(self, verb: str) -> None:
         keys = ("--key-file", str(self._files["main"]), "--new-keyfile", str(self._files[str(self._number)]))
-        self._runner(
-            (sys.executable, "-m", "luksrotd.ctl", "--direct", verb, *keys, *PBKDF, self._node), environment=ENVIRONMENT
-        )
+        command = (*self._program.command, "--direct", verb, *keys, *PBKDF, self._node)
+        self._runner(command, environment=self._program.environment)
 
 
 async def cheap(rounds: int) -> Result:
@@ -97,7 +97,7 @@ async def costly(rounds: int) -> Result:
 async def cold(rounds: int) -> Result:
     """3."""
     async with stage(daemon=False) as place:
-        ours = Direct(place.volume("direct"))
+        ours = Direct(place.volume("direct"), program=installed())
         series = await _beside(place, {"luksrotctl --direct": ours.rotate}, rounds)
     figures, ratios, findings = _compared(series, 2.5)
     findings.append(Finding("median of all rounds", figures[0].median, 0.25, "s"))

@@ -2,13 +2,15 @@
 """A worker that was started ahead: who gets it, and that none is left."""
 
 import asyncio
+import errno
 import os
 import signal
 
 import pytest
 
 from luksrotd.errors import EngineError
-from luksrotd.host.spare import Spare
+from luksrotd.host.launch import launch
+from luksrotd.host.spare import OnlyOne, Spare
 from luksrotd.host.worker import WorkerEngine
 from luksrotd.host.workerprocess import start_worker
 from tests.engine.processes import interpreter, resources, worker
@@ -139,4 +141,36 @@ async def test_cancelled_while_it_waits_for_the_spare_it_leaves_nothing(shadow, 
         entering.cancel()
         with pytest.raises(asyncio.CancelledError):
             await entering
+    assert resources() == before
+
+
+async def test_the_only_one_goes_to_the_first_session(shadow):
+    before = resources()
+    launched = [launch()]
+    pid = launched[0].process.pid
+    engine = WorkerEngine(spare=OnlyOne(lambda: launched.pop() if launched else None))
+    async with worker(shadow, engine) as session, worker(shadow, engine) as other:
+        assert session.pid == pid != other.pid
+        assert await session.unlock() == await other.unlock() == 0
+    assert resources() == before
+
+
+async def test_the_only_one_has_died(shadow):
+    before = resources()
+    dead = launch()
+    os.kill(dead.process.pid, signal.SIGKILL)
+    await asyncio.to_thread(os.waitid, os.P_PID, dead.process.pid, os.WEXITED | os.WNOWAIT)
+    async with worker(shadow, WorkerEngine(spare=OnlyOne(lambda: dead))) as session:
+        assert session.pid != dead.process.pid
+        assert await session.unlock() == 0
+    assert resources() == before
+
+
+async def test_it_is_waited_for_without_a_descriptor_too(shadow, monkeypatch):
+    def refuse(pid):
+        raise OSError(errno.EMFILE, "too many open files")
+
+    before = resources()
+    async with worker(shadow):
+        monkeypatch.setattr(os, "pidfd_open", refuse)
     assert resources() == before

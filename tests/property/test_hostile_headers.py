@@ -121,6 +121,16 @@ def test_what_is_loaded_can_be_written_again(value):
     except FormatError:
         return
     assert jsontext.load(metadata.serialise(loaded) + b"\0") == loaded
+    assert all(depth <= jsontext.DEPTH_MAX and not jsontext.trouble(part) for part, depth in jsontext.walk(loaded))
+
+
+@given(st.from_regex(r"-?(0|[1-9][0-9]{0,24})(\.[0-9]{1,24})?([eE][-+]?[0-9]{1,4})?", fullmatch=True))
+def test_no_number_passes_that_json_c_would_change(number):
+    try:
+        loaded = jsontext.load(b'{"x":[0, %s]}\0' % number.encode())
+    except FormatError:
+        return
+    assert not jsontext.trouble(loaded["x"][1])
 
 
 offsets = st.integers(0, 18).map(lambda block: block * 4096) | st.integers(0, 2**64)

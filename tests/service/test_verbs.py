@@ -531,7 +531,10 @@ async def test_all_volumes_are_reconciled_though_one_cannot_be():
                 raise RuntimeError("unforeseen")
             return await probe(device)
 
-        world.probe.foreign = stumble
+        async def stumble_too(devices):
+            return not [found for device in devices for found in await stumble(device)]
+
+        world.probe.foreign, world.probe.all_clear = stumble, stumble_too
         dry = await world.operations.reconcile_all(OWNER, dry_run=True)
         assert list(dry) == sorted(uuids)
         assert not disks[0].log

@@ -4,7 +4,7 @@
 import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -59,6 +59,10 @@ class SimProbe:
         if self.broken:
             raise DeviceError(f"cannot probe {device.path}: simulated")
         return self.planted.get(device.path, ())
+
+    async def all_clear(self, devices: Sequence[HeaderDevice]) -> bool:
+        """Whether nothing is planted for any of them."""
+        return not self.broken and not any(self.planted.get(device.path) for device in devices)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the verbs of this package share."""
 
-import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
 from luksrotd.ctl.interrupt import interruptible
@@ -24,6 +23,8 @@ def call(work: "Callable[[Local, Progress], Awaitable[T]]", engine: str = ATOMIC
     return of a commit.
     """
     # Imported late: a client of the bus needs none of it.
+    import asyncio  # noqa: PLC0415 - see above
+
     from luksrotd.ctl.local import Local, permissions  # noqa: PLC0415 - see above
 
     async def run(local: Local) -> T:

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+import json
+
 import pytest
 
 from luksrotd.errors import FormatError
@@ -23,12 +25,21 @@ def test_members_keep_their_order():
         (b'{"\\u0000":1}\0', "has a NUL"),
         (b'{"a":["\\udc00"]}\0', "lone surrogate"),
         (b'{"a":18446744073709551616}\0', "64 bits"),
+        (b'{"a":-9223372036854775809}\0', "64 bits"),
+        (b'{"a":[1, 99999999999999999999]}\0', "64 bits"),
         (b'{"a":1e999}\0', "double"),
+        (b'{"a":[-17.5E+309]}\0', "double"),
+        (b'{"a":\n' + b"9" * 310 + b".0}\0", "double"),
     ],
 )
 def test_refused(area, message):
     with pytest.raises(FormatError, match=message):
         jsontext.load(area)
+
+
+@pytest.mark.parametrize("text", ["9007199254740993", "1e99", "-999999999999999999e99", '"1e999"', "[" * 31 + "]" * 31])
+def test_kept_as_it_is(text):
+    assert jsontext.load(b'{"a":%s}\0' % text.encode()) == {"a": json.loads(text)}
 
 
 def test_walk_counts_levels_and_finds_names():

@@ -27,6 +27,16 @@ def test_a_healthy_pair():
     assert pair.referenced == pair.winner.metadata.areas
 
 
+@pytest.mark.parametrize("image", [IMAGE, forge.unsealed(IMAGE, Which.PRIMARY)])
+def test_the_beginning_of_an_image_is_enough_if_zeros_follow(image):
+    headers = image[: 2 * HDR_SIZE]
+    padded = headers.ljust(len(image), b"\0")
+    assert parse_pair(headers, len(image)) == parse_pair(padded)
+    with pytest.raises(FormatError, match="the device has"):
+        parse_pair(headers, len(headers))
+    assert len(parse_pair(IMAGE[:HDR_SIZE], len(image)).valid) == 1
+
+
 @pytest.mark.parametrize("which", Which)
 def test_the_newer_copy_wins_and_the_other_is_to_be_rewritten(which):
     pair = parse_pair(forge.newer(IMAGE, [which]))
@@ -70,6 +80,30 @@ def test_a_bad_copy_says_why():
     copy = parse_pair(forge.erased(IMAGE, Which.SECONDARY)).secondary
     assert isinstance(copy, BadCopy)
     assert not copy.present
+
+
+def test_both_copies_of_the_usual_size_are_read_at_once():
+    reads = []
+
+    def read(offset, length):
+        reads.append((offset, length))
+        return IMAGE[offset : offset + length]
+
+    assert read_pair(read, len(IMAGE)) == parse_pair(IMAGE)
+    assert reads == [(0, 2 * HDR_SIZE)]
+
+
+def test_what_cannot_be_read_does_no_harm_where_it_is_not_needed():
+    image = forge.erased(IMAGE, Which.PRIMARY)
+
+    def read(offset, length):
+        if offset <= 8192 < offset + length:
+            raise DeviceError("cannot read: simulated")
+        return image[offset : offset + length]
+
+    with pytest.raises(DeviceError):
+        read_pair(read, len(image))  # the place of both copies, for a transaction
+    assert not is_lost(read, len(image))
 
 
 def test_the_secondary_is_found_without_the_primary():

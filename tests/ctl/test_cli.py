@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The parser of one verb, which is made without the others."""
+
+import pytest
+
+from luksrotd.ctl import cli, verbs
+from luksrotd.errors import InvalidRequest
+from tests.ctl.test_interface import VERBS, verbs_of
+
+
+@pytest.mark.parametrize("verb", verbs.NAMES)
+def test_it_is_as_in_the_parser_of_all(verb):
+    alone = dict(verbs_of(cli.build_parser(verb)))
+    assert set(alone) == set(verbs.NAMES)
+    assert alone[verb].format_help() == VERBS[verb].format_help()
+
+
+@pytest.mark.parametrize("verb", ["", "stage", "header", "nonsense"])
+def test_for_all_else_there_are_all(verb):
+    assert set(dict(verbs_of(cli.build_parser(verb)))) == set(VERBS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "verb"),
+    [
+        (["--direct", "--json", "rotate", "--help"], "rotate"),
+        (["list", "show"], "list"),
+        (["--help", "rotate"], "--help"),
+        (["--version"], "--version"),
+        (["--json"], ""),
+        ([], ""),
+    ],
+)
+def test_the_verb_is_the_first_word_behind_the_options_of_all_verbs(arguments, verb):
+    assert cli._verb(arguments) == verb
+
+
+def test_a_wrong_verb_is_told_which_there_are():
+    with pytest.raises(InvalidRequest, match=r"rotate.*header"):
+        cli.parse(["rotated"])
