@@ -109,7 +109,7 @@ async def _rotate(place: Stage, rotations: int, found: Found) -> None:
     async with real.daemon(place.bed) as daemon:
         for disk in disks:
             await appeared(place.client, disk.path)
-        await _all(place, disks, "Enroll", NEW)
+        await _all(place, disks, "Enroll", BACKUP)
         for number, secret in _turns(rotations):
             await _all(place, disks, "Rotate", secret)
             if number % STRIDE == 0:
