@@ -2,9 +2,11 @@
 """What luksrotd.conf(5) can say, and what holds where it says nothing.  Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from fnmatch import fnmatchcase
 from typing import Final
+
+from luksrotd.records import dataclass
 
 #: What a rule can look at: the LUKS UUID, a link under /dev/disk/by-id, udev's ID_BUS.
 RULE_KINDS: Final = ("uuid", "id", "bus")

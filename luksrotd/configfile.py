@@ -10,7 +10,7 @@ error: a rule that denies a device must not vanish because of a slip in its line
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Final, NoReturn
 
 from luksrotd.config import Config, DeviceRules, KeyDerivation, Limits, ManagedVolume, Rule, Staged
@@ -25,6 +25,7 @@ from luksrotd.configvalues import (
     span_or_never,
 )
 from luksrotd.errors import ConfigError, InvalidRequest
+from luksrotd.records import dataclass
 from luksrotd.rotation.edits import MAX_MEMORY_KIB, MAX_PARALLEL, MIN_MEMORY_KIB, Pbkdf
 
 _BLANK: Final = " \t\r"

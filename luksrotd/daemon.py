@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 import luksrotd
@@ -33,6 +33,7 @@ from luksrotd.host.spare import Spare
 from luksrotd.host.udev import UdevWatcher
 from luksrotd.host.worker import WorkerEngine
 from luksrotd.ports import Devices, Host, Watcher
+from luksrotd.records import dataclass
 from luksrotd.service.audit import Audit
 from luksrotd.service.denials import RecordedAuthority
 from luksrotd.service.drafts import Drafts

@@ -7,12 +7,13 @@ suite in ``tests/contract/`` that runs on both.
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
 from luksrotd.luks2.areas import Extent
+from luksrotd.records import dataclass
 from luksrotd.rotation.edits import Edit
 from luksrotd.rotation.inventory import Inventory
 from luksrotd.rotation.ledger import Ledger

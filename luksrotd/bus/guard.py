@@ -7,13 +7,14 @@ says no, and where not too many dialogues of the same user wait already (docs/ad
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Final
 
 from luksrotd.bus.caller import Callers, CallerVanished
 from luksrotd.bus.quota import Quota
 from luksrotd.errors import InteractiveAuthorizationRequired, NotAuthorized
 from luksrotd.ports import Authority, Caller
+from luksrotd.records import dataclass
 
 DETAIL_LIMIT: Final = 200
 """Characters of a detail that polkit gets to show."""

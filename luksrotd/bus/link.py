@@ -7,7 +7,6 @@ Volumes and jobs outlive a connection; objects, callers and questions to polkit 
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final, Self
 
 from luksrotd.bus import service
@@ -19,6 +18,7 @@ from luksrotd.bus.publisher import Publisher
 from luksrotd.bus.secrets import Keyring
 from luksrotd.bus.served import Served
 from luksrotd.ports import Authority, Caller
+from luksrotd.records import dataclass
 from luksrotd.service.handover import GeneratedKey
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,6 @@
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ from luksrotd.bus.values import ReceivedFd
 from luksrotd.errors import InvalidRequest
 from luksrotd.luks2 import layout
 from luksrotd.ports import Caller, GenerateInto, SecretFd, SecretSource, TokenSource
+from luksrotd.records import dataclass
 from luksrotd.service.handover import GeneratedKey, Handover, Secrets
 from luksrotd.service.threads import in_thread
 

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the exported interfaces hand their calls to."""
 
-from dataclasses import dataclass
-
+from luksrotd.records import dataclass
 from luksrotd.service.drafts import Drafts
 from luksrotd.service.history import Chronicle
 from luksrotd.service.operations import Operations

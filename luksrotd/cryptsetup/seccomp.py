@@ -4,10 +4,10 @@
 import errno
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 
 from luksrotd.cryptsetup._ffi import ffi, lib
+from luksrotd.records import dataclass
 
 #: Here mmap(2) has its arguments in memory, where no filter sees them; on s390 clone(2) has its flags elsewhere, too.
 _UNLIKE_OTHERS: Final = (lib.SCMP_ARCH_S390, lib.SCMP_ARCH_S390X, lib.SCMP_ARCH_X86)

@@ -7,7 +7,6 @@ a token.  So no process loads a plugin but one that called ``allow_plugins`` bef
 
 import errno
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from luksrotd.cryptsetup._ffi import ffi, lib
@@ -15,6 +14,7 @@ from luksrotd.cryptsetup.calls import begin, logged
 from luksrotd.cryptsetup.memory import SafeMemory
 from luksrotd.errors import EngineError, LuksrotdError, WrongCredential
 from luksrotd.names import TOKEN_TYPE, WIPE_TOKEN_TYPE
+from luksrotd.records import dataclass
 
 #: Ours hold no passphrase.
 _OURS: Final = frozenset({TOKEN_TYPE, WIPE_TOKEN_TYPE})

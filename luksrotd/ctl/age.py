@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """--older-than: whether a key is due to be rotated."""
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from luksrotd.ctl.model import Key, Volume
+from luksrotd.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

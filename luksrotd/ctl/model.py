@@ -2,10 +2,10 @@
 """What luksrotctl asks, and what it is told: the same over the bus and without it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from luksrotd.errors import LuksrotdError
+from luksrotd.records import dataclass
 from luksrotd.rotation.edits import Pbkdf
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +15,7 @@ from luksrotd.ctl.model import Backend, KeyRequest, Planned, Volume
 from luksrotd.ctl.report import Report, left_alone
 from luksrotd.ctl.request import device, key_request, prints_key, seconds
 from luksrotd.errors import LuksrotdError, NeedsReconcile, Outcome, StaleGeneration
+from luksrotd.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

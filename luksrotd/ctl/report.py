@@ -3,7 +3,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import Any, Final
 
 from luksrotd import names
@@ -12,6 +12,7 @@ from luksrotd.ctl.age import NotDue
 from luksrotd.ctl.exits import Exit, status_of
 from luksrotd.ctl.model import Finding, Key, KeyChange, Reconciled, Volume
 from luksrotd.errors import LuksrotdError, Outcome
+from luksrotd.records import dataclass
 
 #: What reconcile does about a finding (``rotation.reconcile.Code``): the finding itself names tokens and ranges.
 _REPAIRS: Final[Mapping[str, str]] = {

@@ -3,10 +3,10 @@
 
 import os
 import stat
-from dataclasses import dataclass
 from typing import Final, Self
 
 from luksrotd.errors import InvalidRequest, SecretRejected
+from luksrotd.records import dataclass
 
 NAME_MAX: Final = 255
 _DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC

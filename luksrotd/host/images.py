@@ -10,13 +10,13 @@ import logging
 import os
 import stat
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from luksrotd.config import ManagedVolume
 from luksrotd.errors import LuksrotdError
 from luksrotd.ports import DeviceEvent, DeviceRef, WatchEvent
+from luksrotd.records import dataclass
 
 log = logging.getLogger(__name__)
 

@@ -5,12 +5,12 @@ import asyncio
 import os
 import stat
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Final
 
 from luksrotd.errors import SecretRejected
 from luksrotd.host.sealed import SecretMemfd
 from luksrotd.ports import SecretFd
+from luksrotd.records import dataclass
 
 CHUNK: Final = 65536
 

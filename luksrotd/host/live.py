@@ -4,12 +4,13 @@
 import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from luksrotd.errors import DeviceError
 from luksrotd.host.blockdev import identity_of
 from luksrotd.host.worker import Deadlines, WorkerEngine, WorkerSession
 from luksrotd.ports import HeaderDevice, SecretSource
+from luksrotd.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,10 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from luksrotd.records import dataclass
 
 #: Files with a limit in bytes, by the version of the control group; memory.high slows down to a standstill.
 _LIMITS: Final = {"cgroup2": ("memory.max", "memory.high"), "cgroup": ("memory.limit_in_bytes",)}

@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ import pyudev
 
 from luksrotd.errors import DeviceError
 from luksrotd.ports import DeviceEvent, Traits, WatchEvent
+from luksrotd.records import dataclass
 
 log = logging.getLogger(__name__)
 

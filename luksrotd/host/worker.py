@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 from luksrotd.errors import EngineCrashed, EngineError, EngineTimeout, LuksrotdError, SecretRejected
@@ -21,6 +21,7 @@ from luksrotd.host.sources import TPM_DEVICE, declared, fds_of, groups_for
 from luksrotd.host.spare import Ahead
 from luksrotd.host.workerprocess import WorkerProcess, start_worker, to_the_end
 from luksrotd.ports import SecretSource, Shadow
+from luksrotd.records import dataclass
 from luksrotd.rotation import wire
 from luksrotd.rotation.edits import Edit, to_wire
 

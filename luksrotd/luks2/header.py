@@ -2,12 +2,13 @@
 """The binary header of one copy, and its checksum (LUKS2 specification, section 2.1)."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from luksrotd.errors import FormatError
 from luksrotd.luks2 import layout
 from luksrotd.luks2.layout import Which
+from luksrotd.records import dataclass
 
 #: Checksum algorithms that we can recompute; libcryptsetup's spelling → hashlib's.  luksFormat writes sha256.
 CHECKSUMS: Final = {

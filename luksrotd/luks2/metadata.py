@@ -9,13 +9,13 @@ members are kept in ``raw``.
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
 from luksrotd.luks2 import jsontext, layout
 from luksrotd.luks2.areas import Extent
 from luksrotd.luks2.jsontext import Json
 from luksrotd.luks2.members import fail, integer, obj, object_number, quoted, references, string, strings, u64
+from luksrotd.records import dataclass
 
 _U64 = 2**64
 #: Requirements of which a keyslot of type "reencrypt" is a part.

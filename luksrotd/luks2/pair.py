@@ -7,7 +7,6 @@ offset that the format allows, up to the first with a right checksum.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from luksrotd.errors import DeviceError, FormatError, NotLuks2, UnknownDevice
 from luksrotd.luks2 import header as binary_header
@@ -16,6 +15,7 @@ from luksrotd.luks2.areas import Extent
 from luksrotd.luks2.header import BinaryHeader
 from luksrotd.luks2.layout import Which
 from luksrotd.luks2.metadata import Metadata
+from luksrotd.records import dataclass
 
 Read = Callable[[int, int], bytes]
 

@@ -2,13 +2,14 @@
 """Take a keyslot that is there under management, let it go again, or make our token or pair anew."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
 from luksrotd.errors import InvalidRequest, KeyExists, NeedsPerson, UnknownKey
 from luksrotd.luks2.metadata import Token
 from luksrotd.names import DEFAULT_KEY_NAME, TOKEN_TYPE
+from luksrotd.records import dataclass
 from luksrotd.rotation import policy
 from luksrotd.rotation import token as tokens
 from luksrotd.rotation.change import Change

@@ -2,11 +2,11 @@
 """A change: the edits of one transaction, in the two stages in which they reach the device."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from luksrotd.luks2.areas import Extent
 from luksrotd.luks2.metadata import Metadata
 from luksrotd.luks2.pair import Pair
+from luksrotd.records import dataclass
 from luksrotd.rotation.edits import AddKeyslot, DestroyKeyslot, Edit, RemoveToken, SetToken
 
 

@@ -8,10 +8,11 @@ difference to expect.  The wire form is JSON-ready (dict, list, str, int, None);
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final, TypeVar, assert_never
 
 from luksrotd.errors import InvalidRequest
+from luksrotd.records import dataclass
 
 T = TypeVar("T")
 

@@ -7,7 +7,6 @@ and the key material in its area are what they were.  The crash tests hold this 
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from luksrotd.luks2 import layout
@@ -15,6 +14,7 @@ from luksrotd.luks2.areas import Extent, overlapping
 from luksrotd.luks2.metadata import Keyslot
 from luksrotd.luks2.pair import HeaderCopy, Pair
 from luksrotd.names import TOKEN_TYPE, WIPE_TOKEN_TYPE
+from luksrotd.records import dataclass
 from luksrotd.rotation.token import KeyState
 from luksrotd.rotation.view import ManagedKey, view
 

@@ -8,11 +8,12 @@ So nothing is ever removed on account of an inventory: it only makes people look
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
 from luksrotd.errors import FormatError
+from luksrotd.records import dataclass
 from luksrotd.rotation import token as tokens
 from luksrotd.rotation.view import DeviceView
 

@@ -2,12 +2,13 @@
 """Enrol, rotate, remove a managed key, change its associated data: request and view → change, or a refusal."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from luksrotd.errors import InvalidRequest, KeyExists, NeedsPerson
 from luksrotd.names import DEFAULT_KEY_NAME
+from luksrotd.records import dataclass
 from luksrotd.rotation import policy
 from luksrotd.rotation import token as tokens
 from luksrotd.rotation.change import Change

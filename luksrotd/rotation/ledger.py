@@ -6,10 +6,11 @@ Whoever looks at a volume takes a mark first, and reads under the shared lock.  
 on the volume by then, has been undone, or never came to be.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
 from itertools import count
 from typing import Final
+
+from luksrotd.records import dataclass
 
 #: Headers of one volume that were written since it was looked at, and volumes that are remembered.
 WRITTEN_MAX: Final = 64

@@ -5,10 +5,11 @@ Findings and repairs are both taken from here, so that what is announced is what
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 
 from luksrotd.luks2.areas import Extent
+from luksrotd.records import dataclass
 from luksrotd.rotation import lineage, policy
 from luksrotd.rotation import token as tokens
 from luksrotd.rotation.lineage import Lineage

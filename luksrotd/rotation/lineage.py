@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The keys of one name: which of them is in force, which is staged, which are leftovers (docs/spec/token.md)."""
 
-from dataclasses import dataclass
-
+from luksrotd.records import dataclass
 from luksrotd.rotation.token import KeyState
 from luksrotd.rotation.view import DeviceView, ManagedKey
 

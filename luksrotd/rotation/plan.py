@@ -6,7 +6,6 @@ from.  What is written is the difference between the result and the device.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 
 from luksrotd.errors import ConsistencyError, FormatError, NotLuks2, UnknownDevice
 from luksrotd.luks2 import layout
@@ -14,6 +13,7 @@ from luksrotd.luks2.areas import Extent, overlapping, subtract
 from luksrotd.luks2.layout import Which
 from luksrotd.luks2.metadata import Metadata
 from luksrotd.luks2.pair import HeaderCopy, Pair, parse_pair
+from luksrotd.records import dataclass
 from luksrotd.rotation.change import Change
 from luksrotd.rotation.difference import check_difference, mismatch
 from luksrotd.rotation.protocol import BLOCK, CommitPlan, Phase, Step, Write, header_writes

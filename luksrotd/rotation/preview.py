@@ -2,11 +2,11 @@
 """What a change will do, for people and programs, before anything is done."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, assert_never
 
 from luksrotd.luks2.areas import Extent
 from luksrotd.luks2.metadata import Keyslot, Token
+from luksrotd.records import dataclass
 from luksrotd.rotation.change import Change, Start
 from luksrotd.rotation.edits import AddKeyslot, DestroyKeyslot, RemoveToken, SetToken
 from luksrotd.rotation.view import DeviceView

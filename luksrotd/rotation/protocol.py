@@ -7,13 +7,13 @@ has a mutant in ``tests/crash/`` that must be caught.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 
 from luksrotd.errors import ConsistencyError, Outcome
 from luksrotd.luks2.areas import Extent
 from luksrotd.luks2.layout import BINARY_SIZE
+from luksrotd.records import dataclass
 
 #: Headers are compared and written in blocks of this many bytes: a multiple of every sector size.
 BLOCK = BINARY_SIZE

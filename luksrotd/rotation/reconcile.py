@@ -6,7 +6,7 @@ docs/spec/reconcile.md has the table.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from luksrotd.errors import plain
 from luksrotd.luks2.areas import merge, subtract, whole_blocks
 from luksrotd.luks2.layout import Which
 from luksrotd.luks2.pair import BadCopy, Pair
+from luksrotd.records import dataclass
 from luksrotd.rotation import token as tokens
 from luksrotd.rotation.change import Change
 from luksrotd.rotation.edits import Edit, RemoveToken, SetToken

@@ -9,7 +9,6 @@ anywhere), and the sequence number rises above both (invariants I4, I9; docs/adr
 import copy
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from luksrotd.errors import (
@@ -30,6 +29,7 @@ from luksrotd.luks2.areas import Extent, merge, overlapping, subtract, whole_blo
 from luksrotd.luks2.layout import Which
 from luksrotd.luks2.metadata import Keyslot
 from luksrotd.luks2.pair import HeaderCopy, Pair, parse_pair
+from luksrotd.records import dataclass
 from luksrotd.rotation import policy
 from luksrotd.rotation import token as tokens
 from luksrotd.rotation.change import Change, Start

@@ -2,12 +2,12 @@
 """Keyslots that go, and the record of their areas, which outlives a power cut (invariant I6)."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from luksrotd.errors import NoFreeKeyslot
 from luksrotd.luks2 import layout
 from luksrotd.luks2.areas import Extent
+from luksrotd.records import dataclass
 from luksrotd.rotation import token as tokens
 from luksrotd.rotation.change import Change
 from luksrotd.rotation.edits import DestroyKeyslot, Edit, RemoveToken, SetToken

@@ -6,11 +6,12 @@ can go on (docs/spec/token.md, "Sets of volumes").
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from typing import Final
 
 from luksrotd.errors import InvalidRequest, NeedsPerson
+from luksrotd.records import dataclass
 from luksrotd.rotation.lineage import Lineage, lineage
 from luksrotd.rotation.token import Group
 from luksrotd.rotation.view import DeviceView, ManagedKey

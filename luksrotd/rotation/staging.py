@@ -4,10 +4,11 @@
 Both keys open the volume in between, and the header says so; a reboot changes nothing.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 
 from luksrotd.errors import InvalidRequest, NeedsPerson
+from luksrotd.records import dataclass
 from luksrotd.rotation import keys, policy
 from luksrotd.rotation import token as tokens
 from luksrotd.rotation.change import Change

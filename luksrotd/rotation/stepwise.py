@@ -7,11 +7,12 @@ before it goes.  Refuses what the atomic engine refuses.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from luksrotd.errors import ConsistencyError, Outcome
 from luksrotd.luks2.pair import Pair
+from luksrotd.records import dataclass
 from luksrotd.rotation import keys, policy, staging
 from luksrotd.rotation import token as tokens
 from luksrotd.rotation.change import Change

@@ -8,7 +8,7 @@ key it is, and, while a rotation is not finished, which ranges still hold a reti
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final, NoReturn
@@ -20,6 +20,7 @@ from luksrotd.luks2.layout import KEYSLOTS_MAX, TOKENS_MAX
 from luksrotd.luks2.members import quoted, u64
 from luksrotd.luks2.metadata import Token
 from luksrotd.names import TOKEN_TYPE, WIPE_TOKEN_TYPE
+from luksrotd.records import dataclass
 
 SCHEMA_VERSION: Final = 1
 #: Members that this version of the schema defines; all others are kept as they are.

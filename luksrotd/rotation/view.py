@@ -3,7 +3,6 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from luksrotd.errors import FormatError
 from luksrotd.luks2 import layout
@@ -11,6 +10,7 @@ from luksrotd.luks2.areas import Extent, subtract
 from luksrotd.luks2.metadata import Keyslot, Metadata
 from luksrotd.luks2.pair import Pair
 from luksrotd.names import TOKEN_TYPE, WIPE_TOKEN_TYPE
+from luksrotd.records import dataclass
 from luksrotd.rotation import token as tokens
 from luksrotd.rotation.fingerprint import fingerprint
 from luksrotd.rotation.token import BackupToken, WipeRecord

@@ -4,10 +4,10 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 
 from luksrotd.errors import DeviceError, LuksrotdError, Outcome
 from luksrotd.ports import DeviceRef, HeaderDevice, Host
+from luksrotd.records import dataclass
 from luksrotd.rotation.protocol import CommitPlan, Phase
 from luksrotd.rotation.view import digest
 from luksrotd.service import commit

@@ -4,9 +4,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 
 from luksrotd.ports import Caller
+from luksrotd.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,14 @@ an error is there by its code, for its text may quote a header.
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import IntEnum
 from typing import Final, TypeVar
 
 from luksrotd.errors import Cancelled, Internal, LuksrotdError, Outcome, plain
 from luksrotd.names import MessageId
 from luksrotd.ports import Caller, DeviceRef, Host
+from luksrotd.records import dataclass
 from luksrotd.rotation.change import Change
 from luksrotd.rotation.lineage import lineage
 from luksrotd.rotation.protocol import Phase

@@ -4,11 +4,12 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final, Protocol
 
 from luksrotd.errors import Cancelled, InvalidRequest, NotAuthorized
 from luksrotd.ports import Caller, SecretSource
+from luksrotd.records import dataclass
 
 CONFIRM_SECONDS: Final = 300.0
 """How long a verified key waits to be confirmed; the worker, its memory and the volume's job lock wait with it."""

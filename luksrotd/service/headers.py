@@ -2,10 +2,10 @@
 """Header backup and restore (docs/adr/0010-header-restore.md)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from luksrotd.errors import Conflict, FormatError, UnknownDevice
 from luksrotd.ports import DeviceRef, HeaderFiles, Host, SecretSource
+from luksrotd.records import dataclass
 from luksrotd.rotation import restore
 from luksrotd.rotation.change import Change
 from luksrotd.rotation.edits import UNLOCK

@@ -7,7 +7,6 @@ every step both header copies are read back, past the page cache too, and compar
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 from luksrotd.errors import (
     Conflict,
@@ -20,6 +19,7 @@ from luksrotd.errors import (
 )
 from luksrotd.luks2.areas import Extent
 from luksrotd.ports import DeviceRef, EngineSession, HeaderDevice, Host, LiveEngine, SecretSource
+from luksrotd.records import dataclass
 from luksrotd.rotation import policy, reconcile, stepwise
 from luksrotd.rotation.edits import VOLUME_KEY, AddKeyslot, DestroyKeyslot, Edit
 from luksrotd.rotation.protocol import Phase

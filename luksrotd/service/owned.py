@@ -4,12 +4,13 @@
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from typing import Self
 
 from luksrotd.errors import Busy, InvalidRequest, NotAuthorized
 from luksrotd.ports import Caller, SecretFd, SecretKeeper, SecretSource, TokenSource
+from luksrotd.records import dataclass
 from luksrotd.rotation.draft import parse_token
 from luksrotd.rotation.edits import NEW, UNLOCK, VOLUME_KEY, Pbkdf
 from luksrotd.rotation.preview import Difference

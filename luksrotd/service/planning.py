@@ -6,12 +6,13 @@ data that is given counts as a change, whatever there was before.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
 from luksrotd.errors import InvalidRequest
 from luksrotd.names import TOKEN_TYPE
+from luksrotd.records import dataclass
 from luksrotd.rotation import adoption, keys, staging
 from luksrotd.rotation.adoption import AdoptRequest
 from luksrotd.rotation.change import Change

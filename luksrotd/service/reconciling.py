@@ -3,9 +3,9 @@
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass
 
 from luksrotd.ports import DeviceRef, HeaderDevice, Host
+from luksrotd.records import dataclass
 from luksrotd.rotation import reconcile
 from luksrotd.rotation.leftovers import Rules
 from luksrotd.rotation.preview import Difference

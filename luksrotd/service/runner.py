@@ -6,12 +6,13 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Final, Protocol
 
 from luksrotd.config import Limits
 from luksrotd.errors import Busy, Cancelled, Internal, LuksrotdError, Outcome
 from luksrotd.ports import Caller
+from luksrotd.records import dataclass
 from luksrotd.service import schedule
 from luksrotd.service.actor import acting
 from luksrotd.service.estimate import Estimator, Timers

@@ -8,10 +8,10 @@ for memory.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from luksrotd.config import Limits
 from luksrotd.errors import Busy, TooMany
+from luksrotd.records import dataclass
 
 ROOT = 0
 

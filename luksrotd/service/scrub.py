@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Overwrite all unreferenced keyslot space, in short transactions: nobody waits long for the metadata lock."""
 
-from dataclasses import dataclass
-
 from luksrotd.ports import DeviceRef
+from luksrotd.records import dataclass
 from luksrotd.rotation import policy, scrub
 from luksrotd.rotation.change import Change
 from luksrotd.rotation.protocol import Phase

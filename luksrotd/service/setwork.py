@@ -3,7 +3,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from luksrotd.errors import Cancelled, LuksrotdError, Outcome
 from luksrotd.names import DEFAULT_KEY_NAME
 from luksrotd.ports import DeviceRef, GenerateInto, Host, SecretFd, SecretSource
+from luksrotd.records import dataclass
 from luksrotd.rotation import sets
 from luksrotd.rotation.edits import Pbkdf
 from luksrotd.rotation.protocol import Phase

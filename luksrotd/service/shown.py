@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A volume as the registry shows it."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NamedTuple
 
 from luksrotd.ports import DeviceRef, Traits
+from luksrotd.records import dataclass
 from luksrotd.rotation.ledger import ForeignChange
 from luksrotd.rotation.reconcile import Action
 from luksrotd.rotation.view import DeviceView

@@ -2,12 +2,12 @@
 """What a transaction starts from: both header copies, and the keyslot areas that it needs."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from luksrotd.errors import FormatError, InvalidRequest, UnknownDevice
 from luksrotd.luks2.areas import Extent
 from luksrotd.luks2.pair import Pair, is_lost, read_pair
 from luksrotd.ports import DeviceRef, HeaderDevice
+from luksrotd.records import dataclass
 from luksrotd.rotation.view import DeviceView, view
 
 #: Which areas to read, of a volume that looks like this.

@@ -2,11 +2,11 @@
 """Keyslots that have come without a token: shown as suspects, accepted or removed on request, never by themselves."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 
 from luksrotd.errors import InvalidRequest, StateError
 from luksrotd.ports import DeviceRef, Host, SecretSource
+from luksrotd.records import dataclass
 from luksrotd.rotation import inventory
 from luksrotd.rotation import token as tokens
 from luksrotd.rotation.change import Change

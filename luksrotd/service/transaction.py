@@ -7,7 +7,6 @@ Every change of a header goes through here: rotation, enrolment and reconcile ar
 import copy
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
-from dataclasses import dataclass
 
 from luksrotd.errors import (
     Conflict,
@@ -18,6 +17,7 @@ from luksrotd.errors import (
     Outcome,
 )
 from luksrotd.ports import DeviceIdentity, DeviceRef, HeaderDevice, Host, SecretSource
+from luksrotd.records import dataclass
 from luksrotd.rotation import policy, reconcile
 from luksrotd.rotation.change import Change
 from luksrotd.rotation.edits import UNLOCK, VOLUME_KEY

@@ -2,12 +2,13 @@
 """The verbs of a volume, all in one form: what is wanted of one, and the use case that does it."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import timedelta
 from typing import Any, Final
 
 from luksrotd.names import DEFAULT_KEY_NAME
 from luksrotd.ports import DeviceRef
+from luksrotd.records import dataclass
 from luksrotd.rotation.edits import NEW, Pbkdf
 from luksrotd.rotation.protocol import Phase
 from luksrotd.rotation.view import DeviceView

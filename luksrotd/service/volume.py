@@ -4,13 +4,14 @@
 import copy
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final, Self
 
 from luksrotd.errors import NeedsPerson
 from luksrotd.names import DEFAULT_KEY_NAME, TOKEN_TYPE
 from luksrotd.ports import DeviceRef, Host, SecretSource
+from luksrotd.records import dataclass
 from luksrotd.rotation import adoption, keys, policy, staging
 from luksrotd.rotation.adoption import AdoptRequest, RecreateRequest
 from luksrotd.rotation.change import Change
