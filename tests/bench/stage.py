@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from tests.support.busclient import BusClient
-from tests.support.daemon_process import OLD, PREFIX, Disk, appeared, running, start
+from tests.support.daemon_process import OLD, PREFIX, Disk, appeared, reached, running, start, take_key
 from tests.support.kernel import LoopDevice
 from tests.support.makeimage import make_image
 from tests.support.testbed import PROJECT, TestBed
@@ -42,9 +42,12 @@ class Stage:
         await appeared(self.client, disk.path)
         return disk
 
-    async def job(self, disk: Disk, method: str, **arguments: Any) -> None:
-        """A job from the call to its end, which must be good."""
+    async def job(self, disk: Disk, method: str, *, taken: bool = False, **arguments: Any) -> None:
+        """A job from the call to its end, which must be good; ``taken``: its key is generated, and we take it."""
         path = await start(self.client, disk.path, method, **arguments)
+        if taken:
+            await reached(self.client, path, Stage="delivering")
+            await take_key(self.client, path)
         while True:
             signal = await self.client.signal("Completed")
             if signal.path == path:
