@@ -22,6 +22,7 @@ from luksrotd.errors import ConfigError, LuksrotdError
 from luksrotd.host import configfiles
 from luksrotd.host.credentials import ServiceCredentials
 from luksrotd.host.hardening import allow_files, harden
+from luksrotd.host.heap import Quiet, share_heap
 from luksrotd.host.history import JournalHistory
 from luksrotd.host.images import ImageWatcher
 from luksrotd.host.keeping import PipeKeeper
@@ -96,6 +97,7 @@ class Daemon:
         )
         self._registry.observe(self)
         self._registry.observe(Reporter(self._audit))
+        self._runner.observe(Quiet())
         self._line = StatusLine(manager, lambda: f"{len(self._registry.volumes)} volumes")
 
     def configure(self, config: Config) -> None:
@@ -281,6 +283,7 @@ def launch(decorators: Decorators | None = None) -> int:
         return 1
     harden()
     allow_files()
+    share_heap()
     return asyncio.run(serve(decorators or Decorators()))
 
 

@@ -12,7 +12,7 @@ from luksrotd.bus.errors import name_of
 from luksrotd.rotation.preview import Difference
 from luksrotd.rotation.reconcile import Finding
 from luksrotd.rotation.sets import SetStatus, Step
-from luksrotd.rotation.view import DeviceView
+from luksrotd.rotation.view import Summary
 from luksrotd.service.registry import Problem
 from luksrotd.service.scrub import Scrubbed
 from luksrotd.service.setwork import MemberResult, SetResult
@@ -24,7 +24,7 @@ Row = tuple[str, str, str]
 DifferenceRow = tuple[str, str, str, Described, Described]
 
 
-def keys_property(view: DeviceView | None) -> list[Described]:
+def keys_property(view: Summary | None) -> list[Described]:
     """The property Keys, by token number; a list, for busctl's JSON has no dictionaries with numbers for keys."""
     return [
         {

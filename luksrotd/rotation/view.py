@@ -43,6 +43,18 @@ class ManagedKey:
 
 
 @dataclass(frozen=True, slots=True)
+class Summary:
+    """What is kept of the view of a volume that is only shown: no bytes, which can be megabytes, and one copy."""
+
+    label: str
+    seqid: int
+    digest: str
+    metadata: Metadata
+    keys: tuple[ManagedKey, ...]
+    ordinary: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceView:
     """The volume as luksrotd sees it; everything is taken from the winning copy, ``pair`` has both.
 
@@ -76,6 +88,11 @@ class DeviceView:
     def seqid(self) -> int:
         """The sequence number."""
         return self.pair.winner.header.seqid
+
+    @property
+    def summary(self) -> Summary:
+        """What may be kept of it for long."""
+        return Summary(self.label, self.seqid, self.digest, self.metadata, self.keys, self.ordinary)
 
     @property
     def pending(self) -> tuple[Extent, ...]:

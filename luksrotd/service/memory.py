@@ -5,7 +5,7 @@ from typing import Final
 
 from luksrotd.luks2.metadata import Keyslot
 from luksrotd.rotation.edits import Pbkdf
-from luksrotd.rotation.view import DeviceView
+from luksrotd.rotation.view import DeviceView, Summary
 
 #: What argon2 takes for a new keyslot where nobody says how much: at most this (DEFAULT_LUKS2_MEMORY_KB, and lib/
 #: utils_pbkdf.c: adjusted_phys_memory).  libcryptsetup lowers it, and what is asked for, to half of the machine's
@@ -15,7 +15,7 @@ DEFAULT_KIB: Final = 1024 * 1024
 WORKER_KIB: Final = 64 * 1024
 
 
-def needed_kib(view: DeviceView | None, *new: Pbkdf) -> int:
+def needed_kib(view: DeviceView | Summary | None, *new: Pbkdf) -> int:
     """KiB that a job needs at its worst moment, if it may open any keyslot of the volume and adds ``new`` ones.
 
     A worker derives one key after the other, so that is the most that one of them takes, and the worker.  The header

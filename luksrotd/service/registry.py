@@ -249,7 +249,7 @@ class Registry:
             unforeseen = Problem("internal", Action.PERSON, "cannot read the header: internal error")
             return replace(volume, view=None, problems=(*problems, unforeseen))
         problems += [Problem(finding.code, finding.action, finding.message) for finding in seen.findings]
-        return replace(volume, view=seen.view, problems=tuple(problems))
+        return replace(volume, view=seen.view.summary, problems=tuple(problems))
 
     def _foreign(self, volume: Volume, mark: int) -> ForeignChange | None:
         seen = volume.view

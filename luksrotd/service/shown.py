@@ -7,7 +7,7 @@ from typing import NamedTuple
 from luksrotd.ports import DeviceRef, Traits
 from luksrotd.rotation.ledger import ForeignChange
 from luksrotd.rotation.reconcile import Action
-from luksrotd.rotation.view import DeviceView
+from luksrotd.rotation.view import Summary
 
 Key = tuple[str, str | None]
 
@@ -43,7 +43,7 @@ class Volume:
 
     uuid: str
     places: tuple[Place, ...]
-    view: DeviceView | None = None
+    view: Summary | None = None
     problems: tuple[Problem, ...] = ()
     foreign: ForeignChange | None = None
 

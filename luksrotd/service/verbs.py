@@ -10,7 +10,7 @@ from luksrotd.names import DEFAULT_KEY_NAME
 from luksrotd.ports import DeviceRef
 from luksrotd.rotation.edits import NEW, Pbkdf
 from luksrotd.rotation.protocol import Phase
-from luksrotd.rotation.view import DeviceView
+from luksrotd.rotation.view import Summary
 from luksrotd.service.handover import Secrets
 from luksrotd.service.jobs import Kind
 from luksrotd.service.memory import WORKER_KIB, needed_kib
@@ -54,7 +54,7 @@ async def carry_out(kind: Kind, volumes: Volumes, call: Call) -> object:
     return await _VERBS[kind](volumes.at(call.wanted.only_at), call)
 
 
-def memory_kib(view: DeviceView | None, pbkdf: Pbkdf, secrets: Secrets) -> int:
+def memory_kib(view: Summary | None, pbkdf: Pbkdf, secrets: Secrets) -> int:
     """What a job with these secrets needs on the volume; ``pbkdf`` is that of the new keyslot, if there is one."""
     if not secrets.sources:
         return WORKER_KIB

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is read out of /proc, and the line through memory over time."""
+"""What is read out of /proc, the line through memory over time, and what is made of times and memory."""
 
 import os
 
 import pytest
 
-from tests.bench.idle import slope
+from tests.bench import idle, udevtime
+from tests.bench.figures import Series
+from tests.bench.idle import Found, slope
 from tests.bench.procfs import Activity, Memory, activity_of, children_of, memory_of, parsed_activity, parsed_memory
+from tests.support.daemon_process import BACKUP, NEW
 
 ROLLUP = """\
 55d0c8a5e000-7ffd0b5f9000 ---p 00000000 00:00 0                          [rollup]
@@ -49,3 +52,34 @@ def test_a_process_that_is_there() -> None:
 )
 def test_the_slope_of_a_line(points: list[tuple[float, float]], expected: float) -> None:
     assert slope(points) == expected
+
+
+def test_each_turn_has_another_secret_than_the_one_before() -> None:
+    turns = list(idle._turns(12))
+    assert [number for number, _ in turns] == [4, 8, 12]
+    secrets = [BACKUP, *(secret for _, secret in turns)]  # the first one is enrolled
+    assert secrets == [BACKUP, NEW, BACKUP, NEW]
+
+
+def test_what_is_held_against_udisksd() -> None:
+    names = [f"{name}, {count} volumes" for count in idle.COUNTS for name in (idle.OURS, idle.THEIRS)]
+    memory = {name: Memory(10 << 20, 1) for name in names}
+    memory[names[-2]] = Memory(36 << 20, 1)
+    memory |= {f"{idle.OURS}, {idle.AFTER}": Memory(35 << 20, 1)}
+    quiet, busy = [Activity(0.5, 0.1)] * 3, [Activity(2, 0.1)]
+    # It grows in the first half alone.
+    growth = [(float(number), float(min(number, 500) * 1000)) for number in range(100, 1100, 100)]
+    result = idle._result(
+        Found([Series(name, "s", (1.0,)) for name in names], memory, {idle.OURS: quiet, idle.SPARE: busy}, growth)
+    )
+    assert [finding.value for finding in result.findings] == [26 << 20, 25 << 20, 0, 0.5, 2]
+    assert [finding.reached for finding in result.findings] == [False, True, True, True, False]
+    assert [ratio.name for ratio in result.ratios] == [
+        f"{idle.OURS}, {count} volumes / {idle.THEIRS}, {count} volumes" for count in idle.COUNTS
+    ]
+
+
+def test_what_udev_took_is_not_ours() -> None:
+    result = udevtime._result([(0.2, 0.01), (0.1, 0.03), (0.1, 0.02)], [0.4])
+    (finding,) = result.findings
+    assert (finding.value, finding.reached) == (0.02, True)

@@ -3,8 +3,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 import pyudev
@@ -41,6 +41,7 @@ class Watch:
         self.udev: dict[str, tuple[int, float]] = {}
         self.objects: dict[str, float] = {}
         self._changed = asyncio.Event()
+        self._monitors: list[tuple[Any, Callable[[Any, float], None]]] = []
         client.bus.remove_message_handler(client._on_message)  # its signals would pile up
         client.bus.add_message_handler(self._on_message)
 
@@ -56,45 +57,43 @@ class Watch:
         number, processed = self.udev[disk.uuid]
         return processed - self.kernel[number], self.objects[disk.path] - processed
 
-    def on_kernel(self, device: Any, now: float) -> None:
-        """The kernel's event."""
-        self.kernel[device.sequence_number] = now
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """To the kernel and to udev."""
+        loop = asyncio.get_running_loop()
+        for source, note in (("kernel", self._on_kernel), ("udev", self._on_udev)):
+            monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source)
+            monitor.filter_by("block")
+            monitor.start()
+            loop.add_reader(monitor.fileno(), self._receive)
+            self._monitors.append((monitor, note))
+        yield
+        for monitor, _ in self._monitors:
+            loop.remove_reader(monitor.fileno())
 
-    def on_udev(self, device: Any, now: float) -> None:
-        """udev's event, which has the same number."""
-        uuid = device.properties.get("ID_FS_UUID", "")
-        self.udev.setdefault(uuid, (device.sequence_number, now))
+    def _receive(self) -> None:
+        """All events that are there."""
+        now = time.perf_counter()
+        for monitor, note in self._monitors:
+            while (device := monitor.poll(timeout=0)) is not None:
+                note(device, now)
         self._changed.set()
 
+    def _on_kernel(self, device: Any, now: float) -> None:
+        self.kernel[device.sequence_number] = now
+
+    def _on_udev(self, device: Any, now: float) -> None:
+        """It has the number of the kernel's."""
+        self.udev.setdefault(device.properties.get("ID_FS_UUID", ""), (device.sequence_number, now))
+
     def _on_message(self, message: Message) -> bool:
+        self._receive()  # what came before the message
         now = time.perf_counter()
         if message.member == "InterfacesAdded":
             self.objects.setdefault(message.body[0], now)
         elif message.member == "InterfacesRemoved":
             self.objects.pop(message.body[0], None)
-        self._changed.set()
         return False
-
-
-@asynccontextmanager
-async def _watching(client: BusClient) -> AsyncIterator[Watch]:
-    watch, loop = Watch(client), asyncio.get_running_loop()
-    monitors = []
-    for source, note in (("kernel", watch.on_kernel), ("udev", watch.on_udev)):
-        monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source)
-        monitor.filter_by("block")
-        monitor.start()
-        loop.add_reader(monitor.fileno(), _receive, monitor, note)
-        monitors.append(monitor)
-    yield watch
-    for monitor in monitors:
-        loop.remove_reader(monitor.fileno())
-
-
-def _receive(monitor: Any, note: Callable[[Any, float], None]) -> None:
-    now = time.perf_counter()
-    while (device := monitor.poll(timeout=0)) is not None:
-        note(device, now)
 
 
 async def _come_and_go(watch: Watch, number: int) -> list[tuple[float, float]]:
@@ -119,12 +118,14 @@ async def events(rounds: int) -> Result:
     alone, together = [], []
     async with stage(daemon=False) as place:
         real.volumes(place, OTHERS, "others")
-        async with real.daemon(place.bed), _watching(place.client) as watch:
-            await _come_and_go(watch, 1)  # it does not count
-            for number in range(rounds):
-                alone += await _come_and_go(watch, 1)
-                if number % RARE == 0:
-                    together += await _come_and_go(watch, TOGETHER)
+        watch = Watch(place.client)
+        async with real.daemon(place.bed):
+            with watch.listening():
+                await _come_and_go(watch, 1)  # it does not count
+                for number in range(rounds):
+                    alone += await _come_and_go(watch, 1)
+                    if number % RARE == 0:
+                        together += await _come_and_go(watch, TOGETHER)
     return _result(alone, [ours for _, ours in together])
 
 

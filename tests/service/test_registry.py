@@ -2,7 +2,8 @@
 """The registry: volumes that come, change, go, and show themselves twice."""
 
 import asyncio
-from types import SimpleNamespace
+import gc
+from types import FunctionType, ModuleType, SimpleNamespace
 
 import pytest
 
@@ -65,6 +66,26 @@ async def test_what_is_there_at_the_start_is_there_after_the_scan(world):
         for unknown in (OTHER_UUID, "/dev/nowhere", "", NODE + "/"):
             with pytest.raises(UnknownDevice):
                 world.registry.find(unknown)
+
+
+def reachable(start):
+    """All that is kept as long as that is; no further than the code and the types of it."""
+    found, left = {}, [start]
+    while left:
+        one = left.pop()
+        if id(one) not in found and not isinstance(one, type | ModuleType | FunctionType):
+            found[id(one)] = one
+            left += gc.get_referents(one)
+    return found.values()
+
+
+async def test_the_bytes_of_a_header_are_not_kept(world):
+    """Of each volume they may be 16 MiB."""
+    async with world.running():
+        volume = world.registry.get(UUID)
+        assert volume.view == world.view.summary
+        assert any(one is volume.view.metadata for one in reachable(volume))
+        assert sum(len(one) for one in reachable(volume) if isinstance(one, bytes)) < 1024
 
 
 async def test_it_comes_changes_and_goes(world):

@@ -26,6 +26,9 @@ def test_what_the_header_says():
     seen = forge.view_of(forge.with_fields(volume(), label=b"root"))
     assert (seen.uuid, seen.label, seen.seqid) == (UUID, "root", 3)
     assert seen.metadata is seen.pair.winner.metadata
+    kept = seen.summary
+    assert (kept.label, kept.seqid, kept.digest) == ("root", 3, seen.digest)
+    assert (kept.metadata, kept.keys, kept.ordinary) == (seen.metadata, seen.keys, (0,))
 
 
 def test_foreign_tokens_are_no_keys_of_ours():
