@@ -210,13 +210,19 @@ async def test_a_cancel_waits_for_the_thread_and_leaves_nothing_open():
 
 
 async def test_one_that_nobody_waits_for_any_more_is_not_looked_at():
-    place = await Place().settled()
-    task = asyncio.create_task(place.glances.clean(place.refs[0], RULES))
+    place = await Place(2).settled()
+    glances = Glances(place.host, Suspects(place.host), patience=60)
+    place.disks[0].entered = 0
+    place.disks[0].alive.clear()
+    first, second = (asyncio.create_task(glances.clean(ref, RULES)) for ref in place.refs)
+    await until(lambda: place.disks[0].entered)
+    second.cancel()
     await asyncio.sleep(0)
-    task.cancel()
+    place.disks[0].alive.set()
+    assert await first
     with pytest.raises(asyncio.CancelledError):
-        await task
-    assert len(place.devices.opened) <= 1
+        await second
+    assert place.disks[1].reads == []
     assert not place.devices.leaked
 
 
