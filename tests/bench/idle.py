@@ -97,10 +97,10 @@ async def _watch(daemons: Mapping[str, Run], count: int, windows: int, found: Fo
 
 async def _idle(processes: Mapping[str, Sequence[int]]) -> dict[str, Activity]:
     """What each does in one window, by the second."""
-    before, begun = {name: procfs.activity_of(*pids) for name, pids in processes.items()}, time.perf_counter()
+    before, begun = {name: procfs.threads_of(*pids) for name, pids in processes.items()}, time.perf_counter()
     await asyncio.sleep(WINDOW_SECONDS)
     took = time.perf_counter() - begun
-    return {name: (procfs.activity_of(*pids) - before[name]).over(took) for name, pids in processes.items()}
+    return {name: procfs.between(before[name], procfs.threads_of(*pids)).over(took) for name, pids in processes.items()}
 
 
 async def _rotate(place: Stage, rotations: int, found: Found) -> None:

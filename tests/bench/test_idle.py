@@ -8,7 +8,16 @@ import pytest
 from tests.bench import idle, udevtime
 from tests.bench.figures import Series
 from tests.bench.idle import Found, slope
-from tests.bench.procfs import Activity, Memory, activity_of, children_of, memory_of, parsed_activity, parsed_memory
+from tests.bench.procfs import (
+    Activity,
+    Memory,
+    between,
+    children_of,
+    memory_of,
+    parsed_activity,
+    parsed_memory,
+    threads_of,
+)
 from tests.support.daemon_process import BACKUP, NEW
 
 ROLLUP = """\
@@ -25,19 +34,23 @@ def test_memory_is_of_all_mappings() -> None:
     assert Memory(3, 1) + Memory(4, 2) == Memory(7, 3)
 
 
-def test_activity_is_of_all_threads() -> None:
-    status = "Name:\tpython 3: x\nState:\tS (sleeping)\nvoluntary_ctxt_switches:\t{}\nnonvoluntary_ctxt_switches:\t99\n"
-    threads = [(status.format(12), "1500000000 7 30\n"), (status.format(5), "250000000 1 2\n")]
-    found = parsed_activity(threads)
-    assert found == Activity(17, 1.75)
-    assert (found - Activity(7, 0.75)).over(2) == Activity(5, 0.5)
+def test_activity_of_a_thread() -> None:
+    status = "Name:\tpython 3: x\nState:\tS (sleeping)\nvoluntary_ctxt_switches:\t12\nnonvoluntary_ctxt_switches:\t99\n"
+    assert parsed_activity(status, "1500000000 7 30\n") == Activity(12, 1.5)
+
+
+def test_threads_come_and_go() -> None:
+    before = {1: Activity(10, 1), 2: Activity(100, 9)}
+    after = {1: Activity(16, 1.5), 3: Activity(2, 0.5)}
+    assert between(before, after) == Activity(8, 1)
+    assert between(before, after).over(2) == Activity(4, 0.5)
 
 
 def test_a_process_that_is_there() -> None:
     here = os.getpid()
     alone, twice = memory_of(here), memory_of(here, here)
     assert 0 < alone.pss <= alone.rss < twice.rss
-    assert activity_of(here).seconds > 0
+    assert threads_of(here)[here].seconds > 0
     assert here in children_of(os.getppid())
 
 
