@@ -75,7 +75,7 @@ def test_each_turn_has_another_secret_than_the_one_before() -> None:
 
 
 def test_what_is_held_against_udisksd() -> None:
-    names = [f"{name}, {count} volumes" for count in idle.COUNTS for name in (idle.OURS, idle.THEIRS)]
+    names = [idle._of(name, count) for count in idle.COUNTS for name in (idle.OURS, idle.THEIRS)]
     memory = {name: Memory(10 << 20, 1) for name in names}
     memory[names[-2]] = Memory(36 << 20, 1)
     memory |= {f"{idle.OURS}, {idle.AFTER}": Memory(35 << 20, 1)}
@@ -88,7 +88,7 @@ def test_what_is_held_against_udisksd() -> None:
     assert [finding.value for finding in result.findings] == [26 << 20, 25 << 20, 0, 0.5, 2]
     assert [finding.reached for finding in result.findings] == [False, True, True, True, False]
     assert [ratio.name for ratio in result.ratios] == [
-        f"{idle.OURS}, {count} volumes / {idle.THEIRS}, {count} volumes" for count in idle.COUNTS
+        f"luksrotd, {volumes} / udisksd, {volumes}" for volumes in ("1 volume", "50 volumes", "200 volumes")
     ]
 
 
