@@ -42,7 +42,8 @@ class Device(Interface):
         self._runner = served.runner
         self._drafts = served.drafts
         self._volume = volume
-        self._shown = self.values()
+        self._shown = super().values()
+        self._entries: bytes | None = None
 
     async def details(self, method: str, arguments: Sequence[Any]) -> Mapping[str, str]:
         """The volume, and the name of the key where there is one."""
@@ -67,8 +68,18 @@ class Device(Interface):
     def show(self, volume: Volume | None = None) -> None:
         """Tell the bus which properties changed, now that the volume is like this, or (None) busy or idle."""
         self._volume = volume or self._volume
-        before, self._shown = self._shown, self.values()
+        before, self._shown, self._entries = self._shown, super().values(), None
         self.changed(*(name for name, value in self._shown.items() if value != before[name]))
+
+    def values(self) -> dict[str, Variant]:
+        """As they have been shown last: all that they are made of comes by ``show``."""
+        return self._shown
+
+    def entries(self) -> bytes:
+        """Made once for each ``show``: many may ask for them, and again and again."""
+        if self._entries is None:
+            self._entries = super().entries()
+        return self._entries
 
     # -- methods --------------------------------------------------------------------------------------------------
 

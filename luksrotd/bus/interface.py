@@ -56,6 +56,7 @@ from dbus_next.signature import SignatureTree, SignatureType, Variant
 
 from luksrotd import names
 from luksrotd.bus.exposed import Exposed, camel_case
+from luksrotd.bus.frames import entries
 from luksrotd.bus.guard import Question
 from luksrotd.bus.values import to_body
 from luksrotd.errors import UnknownDevice
@@ -209,6 +210,10 @@ class Interface:
     def values(self) -> dict[str, Variant]:
         """All properties."""
         return {name: item.variant(self) for name, item in self.properties.items()}
+
+    def entries(self) -> bytes:
+        """The same, marshalled (``frames.entries``)."""
+        return entries(self.values())
 
     def send_signal(self, interface: str, member: str, signature: str, body: list[Any]) -> None:
         """Broadcast a signal from the object; nothing while not exported."""

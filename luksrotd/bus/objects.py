@@ -7,7 +7,7 @@ whole path elements.
 """
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from dbus_next import introspection
 from dbus_next.constants import ErrorType
@@ -17,6 +17,7 @@ from dbus_next.signature import Variant
 from dbus_next.validators import assert_object_path_valid
 
 from luksrotd.bus.exposed import Exposed
+from luksrotd.bus.frames import Prepared, dictionary, entries, managed
 from luksrotd.bus.interface import PROPERTIES, Interface
 from luksrotd.errors import plain
 
@@ -129,13 +130,13 @@ class Objects:
             case _, "Introspect":
                 return Message.new_method_return(message, "s", [self._introspect(message.path)])
             case _, "GetManagedObjects":
-                return Message.new_method_return(message, "a{oa{sa{sv}}}", [self._managed()])
+                return Prepared(message, "a{oa{sa{sv}}}", self._managed())
             case _, "Ping":
                 return Message.new_method_return(message)
             case _, "GetMachineId":
                 return Message.new_method_return(message, "s", [_machine_id()])
             case _, "GetAll":
-                return Message.new_method_return(message, "a{sv}", [self._all(message.path, *message.body)])
+                return Prepared(message, "a{sv}", self._all(message.path, *message.body))
             case _, "Get":
                 return Message.new_method_return(message, "v", [self._get(message.path, *message.body)])
             case _:
@@ -154,18 +155,23 @@ class Objects:
                 return interface.properties[member].variant(interface)
         raise _dbus_error(ErrorType.UNKNOWN_PROPERTY, f"no property {member} at {path}")
 
-    def _all(self, path: str, name: str) -> dict[str, Variant]:
+    def _all(self, path: str, name: str) -> bytes:
+        interfaces = self._named(path, name)
+        if len(interfaces) == 1:
+            return dictionary(interfaces[0].entries())
         result: dict[str, Variant] = {}
-        for interface in self._named(path, name):
+        for interface in interfaces:
             result |= interface.values()
-        return result
+        return dictionary(entries(result))
 
-    def _managed(self) -> dict[str, dict[str, Any]]:
-        return {
-            path: {name: interface.values() for name, interface in interfaces.items()}
-            for path, interfaces in self._objects.items()
-            if self.is_managed(path)
-        }
+    def _managed(self) -> bytes:
+        return managed(
+            {
+                path: [(name, interface.entries()) for name, interface in interfaces.items()]
+                for path, interfaces in self._objects.items()
+                if self.is_managed(path)
+            }
+        )
 
     def _introspect(self, path: str) -> str:
         node = introspection.Node(path, is_root=True)

@@ -3,6 +3,7 @@
 
 * A full socket buffer (EAGAIN) ended the connection: a burst of signals sufficed.  The writer waits instead.
 * Received descriptors were inheritable.
+* Each message waited for a turn of the loop to be written.  It is written at once if the socket takes it.
 * A message that dbus-next cannot parse ended the connection, and a long one stalled the event loop.  A bad or
   oversized message is skipped alone; its frame is known good, because the bus daemon checked it.
 """
@@ -14,12 +15,17 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final, Literal
 
+from dbus_next._private.constants import LITTLE_ENDIAN, PROTOCOL_VERSION
 from dbus_next._private.unmarshaller import MarshallerStreamEndError, Unmarshaller
 from dbus_next.constants import MessageFlag, MessageType
 from dbus_next.errors import InvalidMessageError
 from dbus_next.message import Message
+from dbus_next.signature import SignatureTree
+
+from luksrotd.bus.frames import FIXED, fields_of, frame
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +42,6 @@ CHUNK: Final = 1024 * 1024
 
 _CALL_OR_SIGNAL: Final = (1, 4)
 _LENGTHS: Final = slice(4, 16)
-_FIXED_HEADER: Final = 16
 _SENDER: Final = 7
 _TEXTS: Final = {b"s": 4, b"o": 4, b"g": 1}
 """Types of texts, and the bytes of their lengths."""
@@ -61,7 +66,7 @@ class Incoming(Unmarshaller):
         was read to its end, so the next can be read).
         """
         try:
-            self._fill(_FIXED_HEADER)
+            self._fill(FIXED)
             self._frame = self._frame or self._measure()
             self._fill(self._frame)
         except MarshallerStreamEndError:
@@ -71,7 +76,7 @@ class Incoming(Unmarshaller):
                 return self._stub()
             if self.oversized:
                 self.buf[4:8] = bytes(4)  # the body's length: header fields only
-            self._unmarshall()  # type: ignore[no-untyped-call] # of dbus-next
+            self._unmarshall()
         except Exception as error:  # a peer's bytes must not end the connection
             self.close_fds()
             raise InvalidMessageError(f"cannot parse a message: {type(error).__name__}") from error
@@ -93,6 +98,26 @@ class Incoming(Unmarshaller):
             self.offset += n
         return start
 
+    def _unmarshall(self) -> None:
+        """Make ``message``; what is unusual in its header is left to dbus-next."""
+        usual = self.buf[0] == LITTLE_ENDIAN and self.buf[3] == PROTOCOL_VERSION
+        fields = fields_of(self.buf, self._fields) if usual else None
+        if fields is None:
+            super()._unmarshall()  # type: ignore[no-untyped-call] # of dbus-next
+            return
+        signature = SignatureTree._get(fields.pop("signature", ""))
+        self.endian, self.offset = LITTLE_ENDIAN, FIXED + -(-self._fields // 8) * 8
+        has_body = self.buf[4:8] != bytes(4)
+        self.message = Message(
+            message_type=MessageType(self.buf[1]),
+            flags=MessageFlag(self.buf[2]),
+            serial=int.from_bytes(self.buf[8:12], "little"),
+            unix_fds=self.unix_fds,
+            signature=signature,
+            body=[self.read_argument(kind) for kind in signature.types] if has_body else [],  # type: ignore[no-untyped-call]
+            **fields,
+        )
+
     def _fill(self, length: int) -> None:
         while (missing := length - len(self.buf)) > 0:
             try:
@@ -109,7 +134,7 @@ class Incoming(Unmarshaller):
         lengths = bytes(self.buf[_LENGTHS])
         body, self._fields = (int.from_bytes(lengths[at : at + 4], self._order) for at in (0, 8))
         self.oversized = self.buf[1] in _CALL_OR_SIGNAL and (body > BODY_LIMIT or self._fields > FIELDS_LIMIT)
-        return _FIXED_HEADER + -(-self._fields // 8) * 8 + body
+        return FIXED + -(-self._fields // 8) * 8 + body
 
     @property
     def _order(self) -> Literal["little", "big"]:
@@ -117,7 +142,7 @@ class Incoming(Unmarshaller):
 
     def _stub(self) -> Message:
         """The message without its fields, but for its sender; raises ``ValueError`` if that is not found."""
-        sender = _sender(bytes(self.buf[_FIXED_HEADER : _FIXED_HEADER + self._fields]), self._order)
+        sender = _sender(bytes(self.buf[FIXED : FIXED + self._fields]), self._order)
         serial = int.from_bytes(self.buf[8:12], self._order)
         flags = MessageFlag(self.buf[2] & MessageFlag.NO_REPLY_EXPECTED.value)
         kind = MessageType(self.buf[1])
@@ -185,11 +210,16 @@ class Outgoing:
         self._queue: deque[tuple[memoryview, Sequence[int], asyncio.Future[None] | None]] = deque()
 
     def schedule_write(self, msg: Message | None = None, future: asyncio.Future[None] | None = None) -> None:
-        """Queue a message; raises whatever marshalling it raises.  Nothing is written before Hello was answered."""
+        """Write a message, or queue it; raises what marshalling it raises.  Nothing goes before Hello was answered."""
+        waiting = bool(self._queue)
         if msg is not None:
-            data = memoryview(msg._marshall(negotiate_unix_fd=True))  # type: ignore[no-untyped-call] # of dbus-next
-            self._queue.append((data, tuple(msg.unix_fds or ()), future))
-        if self._queue and self._is_ready():
+            self._queue.append((memoryview(frame(msg)), tuple(msg.unix_fds or ()), future))
+        if not (self._queue and self._is_ready()):
+            return
+        if not waiting:
+            with suppress(OSError):  # a full socket waits for the loop, and a broken one will be found so by it
+                self._write_first()
+        if self._queue:
             self._loop.add_writer(self._sock.fileno(), self.write_callback)
 
     def write_callback(self) -> None:
@@ -199,19 +229,25 @@ class Outgoing:
                 if not self._queue:
                     self._loop.remove_writer(self._sock.fileno())
                     return
-                data, fds, future = self._queue[0]
-                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-                sent = self._sock.sendmsg([data], rights)
-                if sent < len(data):
-                    self._queue[0] = (data[sent:], (), future)
+                if not self._write_first():
                     return
-                self._queue.popleft()
-                if future is not None and not future.done():
-                    future.set_result(None)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
             self._on_error(error)
+
+    def _write_first(self) -> bool:
+        """Whether all of the first one went; raises ``OSError``."""
+        data, fds, future = self._queue[0]
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        sent = self._sock.sendmsg([data], rights)
+        if sent < len(data):
+            self._queue[0] = (data[sent:], (), future)
+            return False
+        self._queue.popleft()
+        if future is not None and not future.done():
+            future.set_result(None)
+        return True
 
     def abandon(self, error: Exception) -> None:
         """Fail all that was not written."""

@@ -2,7 +2,10 @@
 """The parts of the command line: the parser, its verbs in groups, and the options that several verbs share."""
 
 import argparse
+import os
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from typing import Any, Final, NoReturn
 
 from luksrotd import names
@@ -28,12 +31,28 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **keywords: Any) -> None:
         keywords.setdefault("allow_abbrev", False)
-        keywords.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        keywords.setdefault("formatter_class", _formatter)
         super().__init__(**keywords)
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse."""
         raise InvalidRequest(f"cannot understand the command line: {message}; see {self.prog} --help")
+
+
+@cache
+def _width() -> int:
+    """Columns of help, as argparse has it."""
+    with suppress(KeyError, ValueError):
+        return int(os.environ["COLUMNS"])
+    with suppress(OSError):
+        return os.get_terminal_size(1).columns
+    return 80
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    # argparse makes one for each option that is added, and asks for the width each time; by shutil, which is slow to
+    # import.
+    return argparse.RawDescriptionHelpFormatter(prog, width=_width() - 2)
 
 
 class Verbs:

@@ -7,7 +7,7 @@ import sys
 from typing import Final, NoReturn
 
 #: New objects after which Python looks for garbage (700 by default): most of what is made here lasts, being code.
-_ENOUGH: Final = 20_000
+_ENOUGH: Final = 100_000
 
 
 def command() -> NoReturn:

@@ -4,7 +4,6 @@
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -83,6 +82,8 @@ def _read(path: Path) -> bytes:
 
 def _replace(path: Path, content: bytes) -> None:
     """Atomic, and durable; readable by its owner alone."""
+    import tempfile  # noqa: PLC0415 - slow to import; most of those who rotate a key write none
+
     fd, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(fd, "wb") as file:

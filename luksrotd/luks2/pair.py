@@ -8,6 +8,7 @@ offset that the format allows, up to the first with a right checksum.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from luksrotd.errors import DeviceError, FormatError, NotLuks2, UnknownDevice
 from luksrotd.luks2 import header as binary_header
@@ -57,7 +58,7 @@ class BadCopy:
         return self.seqid > winner.header.seqid
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Pair:
     """Both copies of one volume, at least one of them valid; ``raw`` are the ``2 * hdr_size`` bytes that hold them."""
 
@@ -70,13 +71,13 @@ class Pair:
         """Bytes of one copy."""
         return self.winner.header.hdr_size
 
-    @property
+    @cached_property
     def winner(self) -> HeaderCopy:
         """The copy that libcryptsetup uses."""
         first, second = self.valid[0], self.valid[-1]
         return second if second.header.seqid > first.header.seqid else first
 
-    @property
+    @cached_property
     def valid(self) -> tuple[HeaderCopy, ...]:
         """The valid copies, primary first; never empty."""
         return tuple(copy for copy in (self.primary, self.secondary) if isinstance(copy, HeaderCopy))

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, NoReturn
 
@@ -40,6 +40,7 @@ MEMBERS: Final = (
     "adopted",
 )
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_MOMENT: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 #: Nesting of the associated data: well below json-c's limit of 32 for the whole header.
 DATA_DEPTH_MAX: Final = 16
 GENERATION_MAX: Final = 2**31 - 1
@@ -195,7 +196,7 @@ def utc(moment: datetime) -> str:
 def moment(text: str) -> datetime | None:
     """The time that ``utc`` wrote; ``None`` for anything else."""
     try:
-        return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+        return datetime.fromisoformat(text) if _MOMENT.fullmatch(text) else None
     except ValueError:
         return None
 

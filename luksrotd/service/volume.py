@@ -261,8 +261,8 @@ class Volumes:
     ) -> Reconciled:
         """Finish what a crash interrupted; with ``dry_run`` only say what would be done.  Needs no secret.
 
-        ``retire_expired``: abort staged keys that have expired, too.  ``turn``: entered before a volume is worked on; one
-        that is in order does not wait for it.
+        ``retire_expired``: abort staged keys that have expired, too.  ``turn``: entered before a volume is worked on;
+        one that is in order does not wait for it.
         """
         return await self._reconciler.reconcile(ref, dry_run=dry_run, retire_expired=retire_expired, turn=turn)
 

@@ -26,7 +26,7 @@ replayed on the bytes before and held against those after. A loop device, header
 bound is what cannot be left out: the area of the new keyslot, that of the old one (which is wiped), and, in each of
 the four times that a header copy is written (two copies, with the record of the wipe and without it), the blocks of
 {SECTOR} bytes that really change. luksrotd is luksrotctl --direct, which commits as the daemon does; the others are
-those of measurement 1. They overwrite an old keyslot many times, as the loop device says that it rotates; on an image
+those of measurement 1. They overwrite an old keyslot 40 times, as the loop device says that it rotates; on an image
 they overwrite it once, and write 680 KB."""
 
 

@@ -11,11 +11,14 @@ from tests.crash.table import campaign
 
 CORES: Final = 2
 LIMIT: Final = 30.0
-METHOD: Final = f"""The enumeration for one rotation, in {CORES} processes that are started for it: on simulated
-volumes with both sizes of sectors (crashes in reconcile too); by real libcryptsetup with headers of 16 KiB and a key
-of 512 bit, on images, loop devices and detached headers, with both sizes of sectors; and every mutant of the protocol,
-which must be caught. A state is one that differs from all others. A violation ends the measurement. Time is from the
-start of the processes to their end, the making of the volumes included."""
+METHOD: Final = f"""The whole suite for one rotation: every state in which a power cut can leave it, each changed
+sector of the headers old, new or garbage, and so every order and every tear, and each key area in ten classes. On
+simulated volumes with both sizes of sectors, the crashes inside reconcile included; by real libcryptsetup with headers
+of 16 KiB and a key of 512 bit, on images (crashes inside reconcile included), loop devices and detached headers, with
+both sizes of sectors; and every mutant of the protocol, which must be caught. Other verbs and geometries, which make
+the rest of docs/crash-states.md, are not in it. {CORES} processes are started for it; time is from their start to their
+end, the making of the volumes included. A state is one that differs from all others of its enumeration, those inside
+reconcile not counted; mutants are in the time, but not in the states. A violation ends the measurement."""
 
 
 def suite() -> list[Cell]:
@@ -31,7 +34,7 @@ def _plain(cell: Cell) -> bool:
 
 async def judged(rounds: int) -> Result:
     """12."""
-    seconds, rates = [], []
+    seconds, states = [], set()
     for _ in range(rounds):
         begun = time.perf_counter()
         results = await asyncio.to_thread(campaign, suite(), CORES, lambda line: None)
@@ -39,9 +42,9 @@ async def judged(rounds: int) -> Result:
         if wrong := [violation for result in results for violation in result.violations]:
             raise RuntimeError(f"crash states are wrong: {wrong[0]}")
         seconds.append(took)
-        rates.append(sum(result.states for result in results if result.cell.part != MUTANT) / took)
+        states.add(sum(result.states for result in results if result.cell.part != MUTANT))
+    (count,) = states  # no round judges fewer
     whole = Series("whole suite for a rotation", "s", tuple(seconds))
-    rate = Series("crash states judged", "states/s", tuple(rates))
-    return Result(
-        12, "Crash states", METHOD, [whole, rate], (), [Finding("whole suite, most", whole.maximum, LIMIT, "s")]
-    )
+    rate = Series(f"crash states judged, of {count:,}", "states/s", tuple(count / took for took in seconds))
+    findings = [Finding("whole suite, most", whole.maximum, LIMIT, "s")]
+    return Result(12, "Crash states", METHOD, [whole], [rate], findings)

@@ -5,6 +5,7 @@ import asyncio
 import shutil
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,22 +15,24 @@ from tests.bench.figures import Finding, Result, Series
 from tests.bench.rounds import Trial, interleaved
 from tests.bench.stage import BENCH, run
 from tests.support.daemon_process import ENVIRONMENT, OLD
-from tests.support.makeimage import PBKDF, make_image
+from tests.support.makeimage import PBKDF, make_image, set_uuid
 
 COUNTS: Final = (10, 100, 1000)
 #: Of what cryptsetup takes for a volume; and how much a volume among the most may cost of one among the fewest.
 LIMIT: Final = 0.1
 LINEAR: Final = 1.25
 FOLDER: Final = BENCH / "reconcile"
-METHOD: Final = """One luksrotctl --direct reconcile with 10, 100 and 1000 image files, each a sparse copy of a volume
-that has a key of ours; not loop devices, of which so many cannot be had. A loop of cryptsetup luksDump runs on the
-same files. The start of Python and luksrotctl, some tenths of a second, is in our time; a volume costs what is left
-when the time for the smaller number is taken away, by the difference of the numbers."""
+STATE: Final = FOLDER / "state"
+METHOD: Final = """One luksrotctl --direct reconcile of 10, 100 and 1000 image files on the disk of this machine, each
+a sparse volume with a key of ours and a LUKS UUID of its own; not loop devices, of which so many cannot be had, nor
+--all, which looks for block devices and then does the same. All are in order, and their inventories are there. A loop
+of cryptsetup luksDump runs on the same files. The start of Python and luksrotctl, some tenths of a second, is in our
+figures; what a volume costs is the difference of two of them by the difference of their numbers."""
 
 
 @contextmanager
 def _images(number: int) -> Iterator[list[Path]]:
-    """Copies of a volume with one key of ours, which are gone afterwards."""
+    """Volumes with one key of ours, which are gone afterwards."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     try:
         first = make_image(FOLDER / "0000.img", key=OLD)
@@ -42,13 +45,15 @@ def _images(number: int) -> Iterator[list[Path]]:
         images = [first] + [FOLDER / f"{count:04}.img" for count in range(1, number)]
         for path in images[1:]:
             run(("cp", "--sparse=always", str(first), str(path)))
+            set_uuid(path, str(uuid.uuid4()))
         yield images
     finally:
         shutil.rmtree(FOLDER)
 
 
 def _ours(*arguments: str) -> None:
-    run((sys.executable, "-m", "luksrotd.ctl", "--direct", *arguments), environment=ENVIRONMENT)
+    environment = {**ENVIRONMENT, "STATE_DIRECTORY": str(STATE)}
+    run((sys.executable, "-m", "luksrotd.ctl", "--direct", *arguments), environment=environment)
 
 
 class Reconciled:

@@ -9,6 +9,7 @@ import pytest
 from dbus_next.signature import Variant
 
 from luksrotd.bus.device import Device
+from luksrotd.bus.frames import entries
 from luksrotd.bus.secrets import Keyring
 from luksrotd.config import Config
 from luksrotd.errors import Conflict, UnknownDevice
@@ -38,6 +39,24 @@ class Slow(Keyring):
         resources = ExitStack()
         resources.callback(self.close)
         return Secrets({}, resources)
+
+
+async def test_its_properties_are_made_once_for_each_time_that_it_is_shown():
+    busy = [False]
+    runner = SimpleNamespace(busy=lambda _: busy[0])
+    device = Device(None, None, SimpleNamespace(operations=None, runner=runner, drafts=None), REMOVABLE)
+    told = []
+    device.exported(SimpleNamespace(send=told.append), "/x")
+    before = device.entries()
+    assert device.entries() is before == entries(device.values())
+    busy[0] = True
+    device.show()
+    assert device.values()["Busy"].value is True
+    assert device.entries() == entries(device.values()) != before
+    device.show(OF_SYSTEM)
+    assert device.values() == {name: item.variant(device) for name, item in Device.properties.items()}
+    assert device.entries() == entries(device.values())
+    assert [set(signal.body[1]) for signal in told] == [{"Busy"}, {"System"}]
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,21 @@ async def test_a_probe_that_fails_is_a_device_error(bench, request):
         await bench.probe.foreign(bench.device)
 
 
+async def test_all_are_clear_if_none_has_another_signature(bench):
+    assert await bench.probe.all_clear([bench.device])
+    assert await bench.probe.all_clear([bench.device, bench.device])
+    bench.plant_raid()
+    assert not await bench.probe.all_clear([bench.device])
+
+
+async def test_none_is_clear_if_that_cannot_be_told(bench, request):
+    if "loop" in request.node.name:
+        bench = RealBench(_Named("/dev/nonexistent", bench.device.identity), None)
+    else:
+        bench.break_it()
+    assert not await bench.probe.all_clear([bench.device])
+
+
 # -- only the real one -------------------------------------------------------------------------------------------
 
 
@@ -164,6 +179,29 @@ async def test_a_tool_that_hangs_is_killed(luks2_image, tmp_path):
     probe = WipefsProbe(command=tool(tmp_path, "exec sleep 1000"), timeout=0.1)
     with opened(luks2_image) as device, pytest.raises(DeviceError, match="does not end"):
         await probe.foreign(device)
+
+
+async def test_one_tool_looks_at_all_devices(luks2_image, tmp_path):
+    told = tmp_path / "told"
+    other = tmp_path / "other"
+    other.write_bytes(luks2_image.read_bytes())
+    counting = tool(tmp_path, f'echo "$@" >>{told}; exec wipefs "$@"')
+    with opened(luks2_image) as first, opened(other) as second:
+        assert await WipefsProbe(command=counting).all_clear([first, second])
+        (line,) = told.read_text().splitlines()
+        assert line.count("/proc/self/fd/") == 2
+        with other.open("r+b") as file:
+            file.seek(-1024, 2)
+            file.write(MDADM)
+        assert not await WipefsProbe(command=counting).all_clear([first, second])
+
+
+@pytest.mark.parametrize("script", ["exit 1", "echo nonsense", "exec sleep 1000", "exec yes"])
+async def test_a_tool_that_fails_says_nothing_of_any(luks2_image, tmp_path, script):
+    with opened(luks2_image) as device:
+        probe = WipefsProbe(command=tool(tmp_path, script), timeout=0.1 if "sleep" in script else 20.0)
+        assert not await probe.all_clear([device, device])
+        assert not await probe.all_clear([device, _Named("/dev/nonexistent", device.identity)])
 
 
 async def test_cancelling_kills_the_tool(luks2_image, tmp_path):

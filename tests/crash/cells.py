@@ -98,8 +98,9 @@ def work(cell: Cell) -> Result:
     begun = time.monotonic()
     result = {SIMULATED: _simulated, REAL: _real, STEPS: _stepwise, PEER: _peer, MUTANT: _mutant}[cell.part](cell)
     result.seconds = time.monotonic() - begun
-    recorded.cache_clear()
-    gc.collect()
+    if cell.part != MUTANT:  # which keeps next to nothing
+        recorded.cache_clear()
+        gc.collect()
     return result
 
 

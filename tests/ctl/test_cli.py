@@ -3,7 +3,7 @@
 
 import pytest
 
-from luksrotd.ctl import cli, verbs
+from luksrotd.ctl import arguments, cli, verbs
 from luksrotd.errors import InvalidRequest
 from tests.ctl.test_interface import VERBS, verbs_of
 
@@ -21,7 +21,7 @@ def test_for_all_else_there_are_all(verb):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "verb"),
+    ("words", "verb"),
     [
         (["--direct", "--json", "rotate", "--help"], "rotate"),
         (["list", "show"], "list"),
@@ -31,10 +31,21 @@ def test_for_all_else_there_are_all(verb):
         ([], ""),
     ],
 )
-def test_the_verb_is_the_first_word_behind_the_options_of_all_verbs(arguments, verb):
-    assert cli._verb(arguments) == verb
+def test_the_verb_is_the_first_word_behind_the_options_of_all_verbs(words, verb):
+    assert cli._verb(words) == verb
 
 
 def test_a_wrong_verb_is_told_which_there_are():
     with pytest.raises(InvalidRequest, match=r"rotate.*header"):
         cli.parse(["rotated"])
+
+
+@pytest.mark.parametrize(("columns", "width"), [("60", 58), ("200", 198), ("wide", 78), (None, 78)])
+def test_help_is_as_wide_as_the_terminal(columns, width, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    arguments._width.cache_clear()
+    found = arguments._formatter("luksrotctl")._width
+    arguments._width.cache_clear()
+    assert found == width

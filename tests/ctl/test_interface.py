@@ -13,7 +13,7 @@ from luksrotd.ctl.cli import build_parser
 from luksrotd.ctl.exits import Exit, status_of, worst
 from luksrotd.ctl.naming import uuid_of
 from luksrotd.errors import Outcome, leaves
-from tests.ctl.conftest import ROOT, environment, fails, works
+from tests.ctl.conftest import CHEAP, KEY, NEXT, ROOT, environment, fails, works
 
 
 def verbs_of(parser, *path):
@@ -101,7 +101,8 @@ def test_man_page_builds_and_names_every_option_and_status():
 
 
 def loaded(*arguments):
-    command = [sys.executable, "-P", "-X", "importtime", "-m", "luksrotd.ctl", *arguments]
+    program = "from luksrotd.ctl.program import command; command()"
+    command = [sys.executable, "-P", "-X", "importtime", "-c", program, *map(str, arguments)]
     nowhere = environment(DBUS_SYSTEM_BUS_ADDRESS="unix:path=/nonexistent")
     done = subprocess.run(command, env=nowhere, capture_output=True, text=True, check=False)
     return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
@@ -116,3 +117,19 @@ def test_each_way_loads_only_what_it_needs():
     direct = loaded("--direct", "show", "/dev/null")
     assert "luksrotd.direct" in direct
     assert not [name for name in direct if name.startswith(("dbus_next", "rich", "luksrotd.cryptsetup"))]
+
+
+def test_a_rotation_loads_nothing_that_other_verbs_need(enrolled, secret):
+    others = ("backupfile", "history", "live", "udev"), ("headers", "history", "planning", "sets", "stepwise")
+    unused = {
+        f"luksrotd.{package}.{name}"
+        for package, names in zip(("host", "service"), others, strict=True)
+        for name in names
+    }
+    unused |= {f"luksrotd.ctl.{name}" for name in ("calls", "connection", "keys", "offline", "remote", "staging")}
+    unused |= {"_ssl", "dbus_next", "pyudev", "rich"}
+    found = loaded("--direct", "rotate", enrolled, "-d", secret(KEY), "--new-keyfile", secret(NEXT), *CHEAP)
+    assert "luksrotd.service.volume" in found
+    assert unused & found == set()
+    # The worker starts while these are being read in.
+    assert not {"asyncio", "luksrotd.direct"} & loaded("rotate", enrolled, "--engine", "stepwise")

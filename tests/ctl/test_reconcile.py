@@ -83,6 +83,22 @@ def test_heals_a_header_copy(enrolled, offset):
     assert enrolled.read_bytes()[32768:] == whole[32768:]
 
 
+def test_volumes_in_order_cost_one_process_and_one_read_each_and_no_lock(tmp_path):
+    images = [make_image(tmp_path / f"{number}.img") for number in range(8)]
+    works("--direct", "reconcile", *images)
+    (tmp_path / "trace").mkdir()
+    options = ("-ff", "-yy", "-e", "trace=execve,flock,preadv,preadv2", "-o", str(tmp_path / "trace/of"))
+    said = works("--direct", "reconcile", *images, prefix=("strace", *options))
+    assert said.splitlines() == [f"{image}: clean" for image in images]
+    lines = [line for file in (tmp_path / "trace").iterdir() for line in file.read_text().splitlines()]
+    assert len([line for line in lines if '"wipefs"' in line and line.endswith("= 0")]) == 1
+    assert not [line for line in lines if line.startswith("flock(")]
+    for image in images:
+        reads = [line for line in lines if line.startswith("preadv") and str(image) in line]
+        assert len(reads) == 1
+        assert reads[0].endswith("= 32768")
+
+
 def test_a_foreign_signature_stops_libcryptsetup_but_not_us(enrolled):
     """Intel's RAID metadata in the last KiB: with a torn copy, no tool of libcryptsetup opens the volume any more."""
     with enrolled.open("r+b") as file:

@@ -29,10 +29,10 @@ class DyingDisk(SimDisk):
         self.entered = 0
         super().__init__(*arguments, **options)
 
-    def medium(self):
+    def medium(self, *part):
         self.entered += 1
         assert self.alive.wait(AWAY)
-        return super().medium()
+        return super().medium(*part)
 
 
 def dying_disks(count):

@@ -68,30 +68,46 @@ class Image:
 
     def changes_from(self, offset: int) -> Hashable:
         """Equal for states that are equal from ``offset`` on."""
-        return frozenset((n, data) for n, data in self.changes.items() if n * self.sector >= offset)
+        return self.changes_within(offset, len(self.base))
 
     def changes_within(self, offset: int, end: int) -> Hashable:
         """Equal for states of one base that are equal from ``offset`` to ``end``."""
-        size = self.sector
-        return frozenset((n, data) for n, data in self.changes.items() if n * size < end and offset < (n + 1) * size)
+        changes = self.changes
+        return frozenset([(n, changes[n]) for n in self._changed(offset // self.sector, -(-end // self.sector))])
+
+    def _changed(self, first: int, last: int) -> list[int]:
+        """The numbers of the sectors that differ, from ``first`` on and below ``last``."""
+        if len(self.changes) < last - first:
+            return [n for n in self.changes if first <= n < last]
+        return [n for n in range(first, last) if n in self.changes]
 
     def read(self, offset: int, length: int) -> bytes:
         """Bytes of it, fewer at its end."""
         end = min(offset + length, len(self.base))
         size = self.sector
         first, last = offset // size, -(-end // size)
-        few = len(self.changes) < last - first
-        touched = [n for n in (self.changes if few else range(first, last)) if first <= n < last and n in self.changes]
+        touched = self._changed(first, last)
         if not touched:
             return self.base[offset:end]
-        content = bytearray(self.base[first * size : last * size])
-        for number in touched:
-            content[(number - first) * size : (number - first + 1) * size] = self.changes[number]
-        return bytes(content[offset - first * size : end - first * size])
+        parts: list[bytes | memoryview] = []
+        base, at = memoryview(self.base), first * size
+        for number in sorted(touched):
+            parts += (base[at : number * size], self.changes[number])
+            at = (number + 1) * size
+        parts.append(base[at : last * size])
+        content = b"".join(parts)
+        start = offset - first * size
+        return content if len(content) == end - offset else content[start : start + end - offset]
 
     def with_sectors(self, sectors: Mapping[int, bytes]) -> "Image":
         """With other sectors."""
-        return Image(self.base, self.sector, {**self.changes, **sectors})
+        base, size = self.base, self.sector
+        changed = Image(base, size)
+        changed.changes = {**self.changes, **sectors}
+        for number, data in sectors.items():  # all others are known to differ from the base
+            if data == base[number * size : (number + 1) * size]:
+                del changed.changes[number]
+        return changed
 
     def written(self, epoch: Epoch) -> "Image":
         """After these writes."""

@@ -122,11 +122,14 @@ class SimDisk:
         self.cached[offset : offset + len(data)] = data
         self.durable[offset : offset + len(data)] = data
 
-    def medium(self) -> bytes:
+    def medium(self, offset: int = 0, length: int | None = None) -> bytes:
         """What a reader past the cache sees: such a reader makes the kernel write out what is dirty first."""
-        seen = bytearray(self.durable)
+        end = len(self.durable) if length is None else offset + length
+        seen = self.durable[offset:end]
         for write in self._dirty:
-            seen[write.offset : write.end] = write.data
+            first, last = max(write.offset, offset), min(write.end, end)
+            if first < last:
+                seen[first - offset : last - offset] = write.data[first - write.offset : last - write.offset]
         return bytes(seen)
 
     def power_cut(self, landed: int = 0) -> None:
@@ -219,7 +222,7 @@ class SimDevice:
     def read_medium(self, offset: int, length: int) -> bytes:
         """Read past the page cache, which forgets what it had there."""
         self._check_range("read", offset, length)
-        seen = self.disk.medium()[offset : offset + length]
+        seen = self.disk.medium(offset, length)
         self.disk.cached[offset : offset + length] = seen
         return seen
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from luksrotd.luks2.pair import Pair, parse_pair
+from luksrotd.luks2.pair import Pair, read_pair
 from luksrotd.ports import DeviceRef, Host, SecretFd, SecretSource
 from luksrotd.rotation.draft import Draft
 from luksrotd.rotation.edits import VOLUME_KEY, Pbkdf
@@ -65,7 +65,8 @@ class Simulation:
     @property
     def pair(self) -> Pair:
         """The header copies as a reader on the running system sees them."""
-        return parse_pair(self.disk.content)
+        cached = self.disk.cached
+        return read_pair(lambda offset, length: bytes(cached[offset : offset + length]), len(cached))
 
     def volume_key(self) -> bytes:
         """The volume key, for operations that begin with it."""
