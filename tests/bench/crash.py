@@ -47,4 +47,4 @@ async def judged(rounds: int) -> Result:
     whole = Series("whole suite for a rotation", "s", tuple(seconds))
     rate = Series(f"crash states judged, of {count:,}", "states/s", tuple(count / took for took in seconds))
     findings = [Finding("whole suite, most", whole.maximum, LIMIT, "s")]
-    return Result(12, "Crash states", METHOD, [whole], [rate], findings)
+    return Result(12, "Crash states", METHOD, [whole, rate], (), findings)

@@ -98,6 +98,14 @@ class Result:
         )
 
 
+def by_unit(series: Iterable[Series]) -> list[list[Series]]:
+    """What may stand side by side, in one table or plot: each unit by itself, as they come."""
+    groups: dict[str, list[Series]] = {}
+    for one in series:
+        groups.setdefault(one.unit, []).append(one)
+    return list(groups.values())
+
+
 def fastest(series: Iterable[Series]) -> Series:
     """The one with the least median."""
     return min(series, key=lambda one: one.median)

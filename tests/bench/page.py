@@ -4,7 +4,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
-from tests.bench.figures import Finding, Result, Series, shown
+from tests.bench.figures import Finding, Result, Series, by_unit, shown
 
 HEAD: Final = """# Benchmarks
 
@@ -28,7 +28,7 @@ def page(results: Sequence[Result], meta: Mapping[str, str], plots: Collection[i
         parts.append(result.method)
         if result.number in plots:
             parts.append(f"![{result.title}]({plot_of(result.number)})")
-        parts.append(_series("", result.series))
+        parts += [_series("", group) for group in by_unit(result.series)]
         parts.append(_series("ratio, of the same round", result.ratios))
         parts.append("\n".join(f"- {finding}" for finding in result.findings))
         parts.append(remarks.get(result.number, ""))

@@ -4,7 +4,7 @@
 from pathlib import Path
 from typing import Any
 
-from tests.bench.figures import Result, Series, shown
+from tests.bench.figures import Result, Series, by_unit, shown
 from tests.support.drawing import COLOURS, pyplot, save
 
 
@@ -18,15 +18,10 @@ def draw(result: Result, path: Path) -> bool:
 
 
 def _bars(result: Result) -> Any:
-    """One plot for each unit: bars of another unit have another axis."""
-    units = list(dict.fromkeys(one.unit for one in result.series))
-    groups = [[one for one in result.series if one.unit == unit] for unit in units]
-    heights = [0.5 + 0.4 * len(group) for group in groups]
-    figure, axes = pyplot.subplots(
-        len(groups), 1, figsize=(8, sum(heights) + 0.4 * len(groups)), height_ratios=heights, squeeze=False
-    )
-    for axis, group in zip(axes[:, 0], groups, strict=True):
-        _group(axis, group)
+    """Of the first unit alone, which is what is compared; figures of another one are in the text."""
+    series = by_unit(result.series)[0]
+    figure, axis = pyplot.subplots(figsize=(8, 0.9 + 0.4 * len(series)))
+    _group(axis, series)
     return figure
 
 

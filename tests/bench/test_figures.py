@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.bench.figures import Finding, Result, Series, fastest, shown
+from tests.bench.figures import Finding, Result, Series, by_unit, fastest, shown
 from tests.bench.page import page
 from tests.bench.rounds import Trial, interleaved
 
@@ -26,6 +26,12 @@ def test_ratios_are_of_the_same_round() -> None:
 
 def test_the_fastest_is_that_of_the_least_median() -> None:
     assert fastest([THEIRS, OURS, Series("once", "s", (0.1, 9.0, 9.0))]) is OURS
+
+
+def test_only_what_has_one_unit_stands_side_by_side() -> None:
+    written, flushes, bound = Series("a", "B", (1,)), Series("a, flushes", "flushes", (2,)), Series("bound", "B", (1,))
+    assert by_unit([written, flushes, bound]) == [[written, bound], [flushes]]
+    assert by_unit([]) == []
 
 
 @pytest.mark.parametrize(
