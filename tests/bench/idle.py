@@ -65,7 +65,7 @@ async def quiet(rounds: int) -> Result:
         for count in COUNTS:
             real.volumes(place, count - attached, f"idle-{count}")
             attached = count
-            trials = {f"{name}, {count} volumes": _started(run, count) for name, run in daemons.items()}
+            trials = {_of(name, count): _started(run, count) for name, run in daemons.items()}
             found.starts += await interleaved(trials, rounds)
             await _watch(daemons, count, rounds if count == COUNTS[-1] else 0, found)
         await place.stack.aclose()
@@ -89,7 +89,7 @@ async def _watch(daemons: Mapping[str, Run], count: int, windows: int, found: Fo
         pids = {name: (await running.enter_async_context(run())).pid for name, run in daemons.items()}
         await asyncio.sleep(SETTLE_SECONDS)
         for name, pid in pids.items():
-            found.memory[f"{name}, {count} volumes"] = procfs.memory_of(pid)
+            found.memory[_of(name, count)] = procfs.memory_of(pid)
         for _ in range(windows):
             for name, activity in (await _idle({name: [pid] for name, pid in pids.items()})).items():
                 found.idle.setdefault(name, []).append(activity)
@@ -97,10 +97,10 @@ async def _watch(daemons: Mapping[str, Run], count: int, windows: int, found: Fo
 
 async def _idle(processes: Mapping[str, Sequence[int]]) -> dict[str, Activity]:
     """What each does in one window, by the second."""
-    before, begun = {name: procfs.activity_of(*pids) for name, pids in processes.items()}, time.perf_counter()
+    before, begun = {name: procfs.threads_of(*pids) for name, pids in processes.items()}, time.perf_counter()
     await asyncio.sleep(WINDOW_SECONDS)
     took = time.perf_counter() - begun
-    return {name: (procfs.activity_of(*pids) - before[name]).over(took) for name, pids in processes.items()}
+    return {name: procfs.between(before[name], procfs.threads_of(*pids)).over(took) for name, pids in processes.items()}
 
 
 async def _rotate(place: Stage, rotations: int, found: Found) -> None:
@@ -141,13 +141,18 @@ async def _all(place: Stage, disks: Sequence[Disk], method: str, secret: bytes) 
     place.client.signals.clear()
 
 
+def _of(name: str, count: int) -> str:
+    """Of which daemon a figure is, with how many volumes."""
+    return f"{name}, {count} volume{'' if count == 1 else 's'}"
+
+
 def slope(points: Sequence[tuple[float, float]]) -> float:
     """Of the line through them; some that lie far off do not matter (Theil and Sen)."""
     return statistics.median((b[1] - a[1]) / (b[0] - a[0]) for a, b in combinations(points, 2) if a[0] != b[0])
 
 
 def _result(found: Found) -> Result:
-    least, most = (f"{count} volumes" for count in (COUNTS[0], COUNTS[-1]))
+    least, most = COUNTS[0], COUNTS[-1]
     sizes = [
         Series(f"{name}, {kind}", "B", (getattr(memory, kind.lower()),))
         for name, memory in found.memory.items()
@@ -161,10 +166,10 @@ def _result(found: Found) -> Result:
     rss = {name: memory.rss for name, memory in found.memory.items()}
     half = found.growth[len(found.growth) // 2 :]
     findings = [
-        Finding(f"RSS beyond udisksd's, {most}", rss[f"{OURS}, {most}"] - rss[f"{THEIRS}, {most}"], MORE_BYTES, "B"),
+        Finding(f"RSS beyond {_of(THEIRS, most)}", rss[_of(OURS, most)] - rss[_of(THEIRS, most)], MORE_BYTES, "B"),
         Finding(
-            f"RSS {AFTER} beyond udisksd's, {least}",
-            rss[f"{OURS}, {AFTER}"] - rss[f"{THEIRS}, {least}"],
+            f"RSS {AFTER} beyond {_of(THEIRS, least)}",
+            rss[f"{OURS}, {AFTER}"] - rss[_of(THEIRS, least)],
             MORE_BYTES,
             "B",
         ),

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the kernel tells of a process: its memory, how often it was woken, how long it ran."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -20,9 +21,9 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """Since the start of a process, of all its threads: how often they went to sleep, and seconds on a processor.
+    """Of a thread, or of several: how often it went to sleep, and seconds on a processor.
 
-    Who sleeps has been woken before; that a thread had to leave the processor to another one is no wake-up.
+    Who goes to sleep has been woken before; that a thread had to leave the processor to another one is no wake-up.
     """
 
     sleeps: float = 0
@@ -44,11 +45,19 @@ def memory_of(*pids: int) -> Memory:
     return sum((parsed_memory(Path(f"/proc/{pid}/smaps_rollup").read_text()) for pid in pids), Memory())
 
 
-def activity_of(*pids: int) -> Activity:
-    """Of these processes together, until now.  Threads that have ended are forgotten."""
-    threads = [path for pid in pids for path in Path(f"/proc/{pid}/task").iterdir()]
-    texts = ((path.joinpath("status").read_text(), path.joinpath("schedstat").read_text()) for path in threads)
-    return parsed_activity(texts)
+def threads_of(*pids: int) -> dict[int, Activity]:
+    """Of each thread of these processes, by its number, until now."""
+    found = {}
+    for path in (path for pid in pids for path in Path(f"/proc/{pid}/task").iterdir()):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ends meanwhile
+            texts = path.joinpath("status").read_text(), path.joinpath("schedstat").read_text()
+            found[int(path.name)] = parsed_activity(*texts)
+    return found
+
+
+def between(before: Mapping[int, Activity], after: Mapping[int, Activity]) -> Activity:
+    """Of all threads together, in the time between; not of those that have ended in it."""
+    return sum((activity - before.get(thread, Activity()) for thread, activity in after.items()), Activity())
 
 
 def children_of(pid: int) -> list[int]:
@@ -63,15 +72,9 @@ def parsed_memory(rollup: str) -> Memory:
     return Memory(fields["Rss"] * 1024, fields["Pss"] * 1024)
 
 
-def parsed_activity(threads: Iterable[tuple[str, str]]) -> Activity:
-    """Of the texts of status and schedstat of each thread."""
-    return sum(
-        (
-            Activity(_fields(status)["voluntary_ctxt_switches"], int(schedstat.split()[0]) / 1e9)
-            for status, schedstat in threads
-        ),
-        Activity(),
-    )
+def parsed_activity(status: str, schedstat: str) -> Activity:
+    """Of the texts of status and schedstat of a thread."""
+    return Activity(_fields(status)["voluntary_ctxt_switches"], int(schedstat.split(maxsplit=1)[0]) / 1e9)
 
 
 def _fields(text: str) -> dict[str, int]:

@@ -8,7 +8,16 @@ import pytest
 from tests.bench import idle, udevtime
 from tests.bench.figures import Series
 from tests.bench.idle import Found, slope
-from tests.bench.procfs import Activity, Memory, activity_of, children_of, memory_of, parsed_activity, parsed_memory
+from tests.bench.procfs import (
+    Activity,
+    Memory,
+    between,
+    children_of,
+    memory_of,
+    parsed_activity,
+    parsed_memory,
+    threads_of,
+)
 from tests.support.daemon_process import BACKUP, NEW
 
 ROLLUP = """\
@@ -25,19 +34,23 @@ def test_memory_is_of_all_mappings() -> None:
     assert Memory(3, 1) + Memory(4, 2) == Memory(7, 3)
 
 
-def test_activity_is_of_all_threads() -> None:
-    status = "Name:\tpython 3: x\nState:\tS (sleeping)\nvoluntary_ctxt_switches:\t{}\nnonvoluntary_ctxt_switches:\t99\n"
-    threads = [(status.format(12), "1500000000 7 30\n"), (status.format(5), "250000000 1 2\n")]
-    found = parsed_activity(threads)
-    assert found == Activity(17, 1.75)
-    assert (found - Activity(7, 0.75)).over(2) == Activity(5, 0.5)
+def test_activity_of_a_thread() -> None:
+    status = "Name:\tpython 3: x\nState:\tS (sleeping)\nvoluntary_ctxt_switches:\t12\nnonvoluntary_ctxt_switches:\t99\n"
+    assert parsed_activity(status, "1500000000 7 30\n") == Activity(12, 1.5)
+
+
+def test_threads_come_and_go() -> None:
+    before = {1: Activity(10, 1), 2: Activity(100, 9)}
+    after = {1: Activity(16, 1.5), 3: Activity(2, 0.5)}
+    assert between(before, after) == Activity(8, 1)
+    assert between(before, after).over(2) == Activity(4, 0.5)
 
 
 def test_a_process_that_is_there() -> None:
     here = os.getpid()
     alone, twice = memory_of(here), memory_of(here, here)
     assert 0 < alone.pss <= alone.rss < twice.rss
-    assert activity_of(here).seconds > 0
+    assert threads_of(here)[here].seconds > 0
     assert here in children_of(os.getppid())
 
 
@@ -62,7 +75,7 @@ def test_each_turn_has_another_secret_than_the_one_before() -> None:
 
 
 def test_what_is_held_against_udisksd() -> None:
-    names = [f"{name}, {count} volumes" for count in idle.COUNTS for name in (idle.OURS, idle.THEIRS)]
+    names = [idle._of(name, count) for count in idle.COUNTS for name in (idle.OURS, idle.THEIRS)]
     memory = {name: Memory(10 << 20, 1) for name in names}
     memory[names[-2]] = Memory(36 << 20, 1)
     memory |= {f"{idle.OURS}, {idle.AFTER}": Memory(35 << 20, 1)}
@@ -75,7 +88,7 @@ def test_what_is_held_against_udisksd() -> None:
     assert [finding.value for finding in result.findings] == [26 << 20, 25 << 20, 0, 0.5, 2]
     assert [finding.reached for finding in result.findings] == [False, True, True, True, False]
     assert [ratio.name for ratio in result.ratios] == [
-        f"{idle.OURS}, {count} volumes / {idle.THEIRS}, {count} volumes" for count in idle.COUNTS
+        f"luksrotd, {volumes} / udisksd, {volumes}" for volumes in ("1 volume", "50 volumes", "200 volumes")
     ]
 
 
