@@ -3,7 +3,6 @@
 
 import asyncio
 import shutil
-import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -12,9 +11,10 @@ from pathlib import Path
 from typing import Final
 
 from tests.bench.figures import Finding, Result, Series
+from tests.bench.installed import SOURCE_TREE, Program, installed
 from tests.bench.rounds import Trial, interleaved
 from tests.bench.stage import BENCH, run
-from tests.support.daemon_process import ENVIRONMENT, OLD
+from tests.support.daemon_process import OLD
 from tests.support.makeimage import PBKDF, make_image, set_uuid
 
 COUNTS: Final = (10, 100, 1000)
@@ -23,11 +23,12 @@ LIMIT: Final = 0.1
 LINEAR: Final = 1.25
 FOLDER: Final = BENCH / "reconcile"
 STATE: Final = FOLDER / "state"
-METHOD: Final = """One luksrotctl --direct reconcile of 10, 100 and 1000 image files on the disk of this machine, each
-a sparse volume with a key of ours and a LUKS UUID of its own; not loop devices, of which so many cannot be had, nor
---all, which looks for block devices and then does the same. All are in order, and their inventories are there. A loop
-of cryptsetup luksDump runs on the same files. The start of Python and luksrotctl, some tenths of a second, is in our
-figures; what a volume costs is the difference of two of them by the difference of their numbers."""
+METHOD: Final = """One luksrotctl --direct reconcile (an installed one, as in measurement 3) of 10, 100 and 1000 image files
+on the disk of this machine, each a sparse volume with a key of ours and a LUKS UUID of its own; not loop devices, of
+which so many cannot be had, nor --all, which looks for block devices and then does the same. All are in order, and
+their inventories are there. A loop of cryptsetup luksDump runs on the same files. The start of Python and luksrotctl,
+some tenths of a second, is in our figures; what a volume costs is the difference of two of them by the difference of
+their numbers."""
 
 
 @contextmanager
@@ -51,21 +52,22 @@ def _images(number: int) -> Iterator[list[Path]]:
         shutil.rmtree(FOLDER)
 
 
-def _ours(*arguments: str) -> None:
-    environment = {**ENVIRONMENT, "STATE_DIRECTORY": str(STATE)}
-    run((sys.executable, "-m", "luksrotd.ctl", "--direct", *arguments), environment=environment)
+def _ours(*arguments: str, program: Program = SOURCE_TREE) -> None:
+    environment = {**program.environment, "STATE_DIRECTORY": str(STATE)}
+    run((*program.command, "--direct", *arguments), environment=environment)
 
 
 class Reconciled:
     """So many volumes, by us and by cryptsetup; seconds for all of them."""
 
-    def __init__(self, images: Sequence[Path]) -> None:
+    def __init__(self, images: Sequence[Path], program: Program) -> None:
         self._images = [str(image) for image in images]
+        self._program = program
 
     async def ours(self) -> float:
         """One command."""
         begun = time.perf_counter()
-        await asyncio.to_thread(_ours, "reconcile", *self._images)
+        await asyncio.to_thread(_ours, "reconcile", *self._images, program=self._program)
         return time.perf_counter() - begun
 
     async def dumps(self) -> float:
@@ -80,8 +82,9 @@ async def clean(rounds: int) -> Result:
     """7."""
     with _images(max(COUNTS)) as images:
         trials: dict[str, Trial] = {}
+        program = installed()
         for count in COUNTS:
-            made = Reconciled(images[:count])
+            made = Reconciled(images[:count], program)
             trials |= {f"luksrotctl reconcile, {count}": made.ours, f"cryptsetup luksDump, {count}": made.dumps}
         series = await interleaved(trials, rounds)
     ours, dumps = series[0::2], series[1::2]
