@@ -24,11 +24,11 @@ LINEAR: Final = 1.25
 FOLDER: Final = BENCH / "reconcile"
 STATE: Final = FOLDER / "state"
 METHOD: Final = """One luksrotctl --direct reconcile (an installed one, as in measurement 3) of 10, 100 and 1000 image
-files on the disk of this machine, each a sparse volume with a key of ours and a LUKS UUID of its own; not loop devices, of
-which so many cannot be had, nor --all, which looks for block devices and then does the same. All are in order, and
-their inventories are there. A loop of cryptsetup luksDump runs on the same files. The start of Python and luksrotctl,
-some tenths of a second, is in our figures; what a volume costs is the difference of two of them by the difference of
-their numbers."""
+files on the disk of this machine, each a sparse volume with a key of ours and a LUKS UUID of its own; not loop
+devices, of which so many cannot be had, nor --all, which looks for block devices and then does the same. All are in
+order, and their inventories are there. A loop of cryptsetup luksDump runs on the same files. The start of Python and
+luksrotctl, some tenths of a second, is in our figures; what a volume costs is the difference of two of them by the
+difference of their numbers."""
 
 
 @contextmanager
