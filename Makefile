@@ -140,7 +140,7 @@ powercut-sample: deps venv-dev
 	test -e build/deb/luksrotd_*_amd64.deb || $(MAKE) deb
 	.venv/bin/python -m tests.powercut --sample --record always
 
-# luksrotd beside other tools, in one run; BENCH='--only 1 3 --rounds 5' for a part, which writes no page.
+# luksrotd beside other tools, in one run; BENCH='--only 1 3' for some of the page, and with '--rounds 5' for none of it.
 bench: deps venv-bench
 	.venv/bin/python -m tests.bench $(BENCH)
 

@@ -47,12 +47,12 @@ def main(arguments: Sequence[str]) -> int:
     options = _options(arguments)
     if options.here:
         (number,) = options.only
-        _measure(number, options.rounds or MEASURES[number][1])
+        _measure(number, options.rounds)
         return 0
     failed = [number for number in options.only if not _apart(number, options.rounds)]
     for number in failed:
         _say(f"{number} could not be measured")
-    if not failed and options.only == list(MEASURES) and options.rounds is None:
+    if not failed and options.rounds is None and all(saved(number).exists() for number in MEASURES):
         _publish()
     return 1 if failed else 0
 
@@ -75,10 +75,12 @@ def _apart(number: int, rounds: int | None) -> bool:
         return not subprocess.run(command, cwd=PROJECT, check=False, env=environment).returncode
 
 
-def _measure(number: int, rounds: int) -> None:
-    result = asyncio.run(_run(number, rounds))
-    saved(number).parent.mkdir(parents=True, exist_ok=True)
-    saved(number).write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
+def _measure(number: int, rounds: int | None) -> None:
+    result = asyncio.run(_run(number, rounds or MEASURES[number][1]))
+    if rounds is None:
+        saved(number).parent.mkdir(parents=True, exist_ok=True)
+        found = {"measured": _now(), "result": result.to_json()}
+        saved(number).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     _say(f"{number}. {result.title}")
     for one in [*result.series, *result.ratios]:
         figures = (shown(value, one.unit) for value in (one.minimum, one.median, one.maximum))
@@ -88,26 +90,32 @@ def _measure(number: int, rounds: int) -> None:
 
 
 def _publish() -> None:
-    """Write docs/benchmarks of all that was measured."""
+    """Write docs/benchmarks of all that was measured, now or before."""
     from tests.bench.plots import draw  # noqa: PLC0415 - only here is matplotlib needed
 
-    results = [Result.from_json(json.loads(saved(number).read_text(encoding="utf-8"))) for number in MEASURES]
+    found = [json.loads(saved(number).read_text(encoding="utf-8")) for number in MEASURES]
+    results = [Result.from_json(one["result"]) for one in found]
+    measured = {result.number: one["measured"] for result, one in zip(results, found, strict=True)}
     DOCS.mkdir(exist_ok=True)
     plots = {result.number for result in results if draw(result, DOCS / plot_of(result.number))}
-    meta = _machine()
-    everything = {"meta": meta, "results": [result.to_json() for result in results]}
+    machine = _machine()
+    everything = {"machine": machine, "results": found}
     (DOCS / "results.json").write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
-    (DOCS / "README.md").write_text(page(results, meta, plots, REMARKS), encoding="utf-8")
+    (DOCS / "README.md").write_text(page(results, machine, measured, plots, REMARKS), encoding="utf-8")
+
+
+def _now() -> str:
+    """When, and of what."""
+    commit = run(("git", "rev-parse", "--short", "HEAD")).decode().strip()
+    changed = run(("git", "status", "--porcelain", "--", "luksrotd", "tests")).decode().strip()
+    day = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return f"{day}, at {commit}" + (" and changes" if changed else "")
 
 
 def _machine() -> dict[str, str]:
     cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     model = next((line.partition(":")[2].strip() for line in cpu.splitlines() if line.startswith("model name")), "?")
-    commit = run(("git", "rev-parse", "--short", "HEAD")).decode().strip()
-    changed = run(("git", "status", "--porcelain", "--", "luksrotd", "tests")).decode().strip()
     return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": commit + (" and changes" if changed else ""),
         "processor": f"{model}, {os.cpu_count()} of them",
         "kernel": platform.release(),
         "Python": platform.python_version(),

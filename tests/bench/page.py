@@ -10,22 +10,28 @@ HEAD: Final = """# Benchmarks
 
 luksrotd beside what people use today: every figure of a measurement is of one run, in which all contenders took
 turns, round after round, in an order made by chance; the first round does not count. Times are of this machine and mean
-nothing elsewhere; ratios, which are of the same round, do. This page is written by `make bench`; the numbers are in
-[results.json](results.json).
+nothing elsewhere; ratios, which are of the same round, do. This page is written by `make bench`, or
+`make bench BENCH='--only 1 3'` for some of it; the numbers are in [results.json](results.json).
 """
 
 
-def page(results: Sequence[Result], meta: Mapping[str, str], plots: Collection[int], remarks: Mapping[int, str]) -> str:
-    """``meta``: what it was measured on; ``plots``: which results have one; ``remarks``: on what limits a result."""
+def page(
+    results: Sequence[Result],
+    machine: Mapping[str, str],
+    measured: Mapping[int, str],
+    plots: Collection[int],
+    remarks: Mapping[int, str],
+) -> str:
+    """By number: when each result was ``measured``, which have ``plots``, ``remarks`` on what limits one."""
     parts = [
         HEAD,
-        _table(["", ""], [[name, value] for name, value in meta.items()]),
+        _table(["", ""], [[name, value] for name, value in machine.items()]),
         "## What was to be reached",
         _goals(results),
     ]
     for result in results:
         parts.append(f"## {result.number}. {result.title}")
-        parts.append(result.method)
+        parts.append(f"{result.method}\n\nMeasured on {measured[result.number]}.")
         if result.number in plots:
             parts.append(f"![{result.title}]({plot_of(result.number)})")
         parts += [_series("", group) for group in by_unit(result.series)]

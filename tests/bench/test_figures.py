@@ -87,11 +87,12 @@ def test_a_result_survives_a_file() -> None:
 def test_the_page_hides_nothing() -> None:
     findings = [Finding("ours / theirs", 0.5, 0.7), Finding("median", 0.3, 0.25, "s")]
     result = Result(3, "A title", "How.", [OURS, THEIRS], [OURS.over(THEIRS)], findings)
-    text = page([result], {"date": "today"}, {3}, {3: "The reason."})
+    text = page([result], {"kernel": "6.1"}, {3: "today"}, {3}, {3: "The reason."})
     assert "| 3 | A title | ours / theirs | 0.50 | ≤ 0.70 | reached |" in text
     assert "| 3 | A title | median | 300 ms | ≤ 250 ms | **not reached** |" in text
     assert "| ours | 1 s | 2 s | 3 s | 3 |" in text
     assert "| ours / theirs | 0.25 | 0.50 | 0.75 | 3 |" in text
     assert "![A title](03.svg)" in text
+    assert "Measured on today." in text
     assert "The reason." in text
-    assert "![" not in page([result], {}, set(), {})
+    assert "![" not in page([result], {}, {3: "today"}, set(), {})
