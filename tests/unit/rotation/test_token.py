@@ -70,6 +70,7 @@ def test_the_intent_is_set_and_cleared_and_everything_else_is_kept():
 def test_a_time_is_read_as_it_was_written():
     assert tokens.moment(tokens.utc(NOW)) == NOW
     assert tokens.moment("") is tokens.moment("2026-03-04") is None
+    assert tokens.moment("2026-02-30T12:00:00Z") is tokens.moment("2026-3-4T12:00:00Z") is None
 
 
 # ---- the wipe record
