@@ -75,7 +75,9 @@ def frame(message: Message) -> bytearray:
 
 def body(signature: str, values: list[Any]) -> bytes:
     """The values as bytes; raises ``SignatureBodyMismatchError`` and its like."""
-    return bytes(Marshaller(signature, values).marshall()) if signature or values else b""  # type: ignore[no-untyped-call]
+    if not (signature or values):
+        return b""
+    return bytes(Marshaller(signature, values).marshall())  # type: ignore[no-untyped-call] # of dbus-next
 
 
 def entries(properties: Mapping[str, Variant]) -> bytes:

@@ -16,7 +16,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from dbus_next._private.constants import LITTLE_ENDIAN, PROTOCOL_VERSION
 from dbus_next._private.unmarshaller import MarshallerStreamEndError, Unmarshaller
@@ -114,9 +114,12 @@ class Incoming(Unmarshaller):
             serial=int.from_bytes(self.buf[8:12], "little"),
             unix_fds=self.unix_fds,
             signature=signature,
-            body=[self.read_argument(kind) for kind in signature.types] if has_body else [],  # type: ignore[no-untyped-call]
+            body=self._body(signature) if has_body else [],
             **fields,
         )
+
+    def _body(self, signature: SignatureTree) -> list[Any]:
+        return [self.read_argument(kind) for kind in signature.types]  # type: ignore[no-untyped-call] # of dbus-next
 
     def _fill(self, length: int) -> None:
         while (missing := length - len(self.buf)) > 0:

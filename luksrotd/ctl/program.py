@@ -14,7 +14,7 @@ def command() -> NoReturn:
     """Run it and leave the process with its status."""
     gc.set_threshold(_ENOUGH)
     # asyncio would import it, for a quarter of its own time; here nobody speaks TLS.  None: as if there were none.
-    sys.modules["ssl"] = None  # type: ignore[assignment]
+    sys.modules["ssl"] = None  # type: ignore[assignment] # as Python's import documents it
     from luksrotd.ctl.__main__ import main  # noqa: PLC0415 - see above
 
     # Python would free, object by object, what the kernel frees at once.

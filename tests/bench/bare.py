@@ -14,6 +14,7 @@ from luksrotd.cryptsetup.api import Context
 from luksrotd.cryptsetup.memory import SafeMemory
 from luksrotd.rotation.edits import Pbkdf
 from tests.support.daemon_process import OLD, Disk
+from tests.support.realvolume import safe
 
 #: Of keyslots that take turns, after the one of the passphrase.
 FIRST: Final = 2
@@ -44,13 +45,6 @@ class Bare:
             raise RuntimeError("libcryptsetup alone could not rotate")
 
 
-def _secret(content: bytes) -> SafeMemory:
-    memory = SafeMemory(len(content))
-    with memory.view() as view:
-        view[:] = content
-    return memory
-
-
 def _rotate(node: str, cost: Pbkdf, old: SafeMemory, new: SafeMemory, number: int) -> None:
     with Context(node) as context:
         keyslot, last = FIRST + number % 2, FIRST + (number + 1) % 2
@@ -64,7 +58,7 @@ def _rotate(node: str, cost: Pbkdf, old: SafeMemory, new: SafeMemory, number: in
 
 
 def _serve(node: str, cost: Pbkdf) -> None:
-    with _secret(OLD) as old, _secret(OLD + b" new") as new:
+    with safe(OLD) as old, safe(OLD + b" new") as new:
         for number, _ in enumerate(sys.stdin.buffer):
             _rotate(node, cost, old, new, number)
             sys.stdout.buffer.write(DONE)
