@@ -116,6 +116,23 @@ async def test_descriptors_go_with_their_own_message():
         assert found == [(["first"], 0), (["second"], 2), (["third"], 0)]
 
 
+async def test_descriptors_go_once_with_a_message_that_goes_in_parts():
+    with Wires() as wires:
+        read, write = os.pipe()
+        text = "x" * (BODY_LIMIT - 16)
+        wires.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        sent = wires.send(call(text, unix_fds=[read]))
+        assert not sent.done()
+        reading = Incoming(wires.theirs)
+        while (received := reading.receive()) is None:  # noqa: ASYNC110 - the writer needs turns of the loop
+            await asyncio.sleep(0)
+        found = (received.body, len(reading.unix_fds))
+        reading.close_fds()
+        os.close(read)
+        os.close(write)
+        assert found == ([text], 1)
+
+
 async def test_a_message_comes_in_pieces():
     with Wires() as wires:
         reading = Incoming(wires.theirs)
