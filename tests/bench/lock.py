@@ -2,11 +2,11 @@
 """5: how long the exclusive metadata lock of a volume is held, and so an unlocking of it held up."""
 
 import asyncio
+import os
 import re
 import tempfile
-import time
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -16,80 +16,75 @@ from tests.bench.rounds import interleaved
 from tests.bench.stage import FOLDER, run, stage
 from tests.support import makeimage
 from tests.support.daemon_process import NEW, OLD, Disk
+from tests.support.kernel import mount, unmount
 
-METHOD: Final = """Both derive Argon2id keys at the default cost. strace sees when flock(2) gives the exclusive lock on
-the volume's file in /run/cryptsetup, and when it is let go; a figure is the sum of these times in one rotation by the
-daemon over D-Bus, or one luksAddKey. The daemon is attached to, so that all of its system calls are stopped at, some
-tens of microseconds each; cryptsetup is stopped at flock and close alone: what strace adds, it adds to our side. With
+METHOD: Final = """Both derive Argon2id keys at the default cost. The kernel itself tells when flock(2) gives the
+exclusive lock on the volume's file in /run/cryptsetup, and when it is let go (its trace event flock_lock_inode; nobody
+is stopped at it); a figure is the sum of these times in one rotation by the daemon over D-Bus, or one luksAddKey. With
 fewer than a hundred rounds the 99th percentile is the most of all."""
 LIMIT: Final = 1 / 50
-TRACE: Final = ("strace", "-f", "-y", "-ttt", "-T", "-e", "trace=flock,close", "-e", "signal=none")
 KEYSLOT: Final = "5"
+#: Where libcryptsetup keeps its locks.
+LOCKS: Final = Path("/run/cryptsetup")
 
-_CALL = re.compile(r"(\d+) +(\d+\.\d+) (flock|close)\(\d+<([^>]*)>(.*)")
-_RESUMED = re.compile(r"(\d+) +\d+\.\d+ <\.\.\. flock resumed>(.*)")
-_GIVEN = re.compile(r"\) += 0 <(\d+\.\d+)>")
+_EVENT = re.compile(
+    r" (\d+\.\d+): flock_lock_inode: .* dev=0x([0-9a-f]+):0x([0-9a-f]+) .* fl_owner=([0-9a-f]+) fl_pid=(\d+) "
+    r".* fl_type=F_(\w+) .* ret=(-?\d+)"
+)
 
 
-def holds(lines: Iterable[str], lock: str) -> Iterator[tuple[float, float]]:
-    """When (seconds) the exclusive lock on the file ``lock`` was had and let go, by the lines of strace."""
-    had: float | None = None
-    waiting: dict[str, float] = {}
+def holds(lines: Iterable[str], device: int, pid: int) -> Iterator[tuple[float, float]]:
+    """When (seconds) the process got an exclusive lock on that file system, and let it go, by the kernel's lines."""
+    held: dict[str, float] = {}
     for line in lines:
-        if match := _RESUMED.match(line):
-            entered = waiting.pop(match[1], None)
-            if entered is not None and (given := _GIVEN.search(match[2])):
-                had = entered + float(given[1])
+        match = _EVENT.search(line)
+        if match is None or os.makedev(int(match[2], 16), int(match[3], 16)) != device or match[7] != "0":
             continue
-        match = _CALL.match(line)
-        if not match or match[4] != lock:
-            continue
-        entered, exclusive = float(match[2]), "LOCK_EX" in match[5]
-        if exclusive and "<unfinished" in match[5]:
-            waiting[match[1]] = entered
-        elif exclusive:
-            given = _GIVEN.search(match[5])
-            had = entered + float(given[1]) if given else had
-        elif had is not None:
-            yield had, entered
-            had = None
+        now, owner = float(match[1]), match[4]
+        if match[6] == "WRLCK":
+            if int(match[5]) == pid:
+                held.setdefault(owner, now)
+        elif owner in held:
+            yield held.pop(owner), now
 
 
-class Followed:
-    """The daemon's locks, while it is traced."""
+class Flocks:
+    """What the kernel tells of flock(2), all over the machine, since ``forget``."""
 
-    def __init__(self, log: Path, disk: Disk) -> None:
-        self._log, self._lock = log, lock_of(disk)
+    def __init__(self, folder: Path) -> None:
+        self._trace = folder / "trace"
 
-    def held(self, begun: float, ended: float) -> float:
-        """Seconds of holds that began in that time (of the wall clock)."""
-        found = holds(self._log.read_text().splitlines(), self._lock)
-        return sum(end - start for start, end in found if begun <= start <= ended)
+    def forget(self) -> None:
+        """From now on."""
+        self._trace.write_text("")
+
+    def held(self, pid: int) -> float:
+        """For how many seconds the process had exclusive locks of libcryptsetup's."""
+        lines = self._trace.read_text().splitlines()
+        return sum(end - start for start, end in holds(lines, LOCKS.stat().st_dev, pid))
 
 
-@asynccontextmanager
-async def followed(pid: int, disk: Disk) -> AsyncIterator[Followed]:
-    """Trace a process, from the time that strace is attached."""
-    with tempfile.TemporaryDirectory(prefix="luksrotd-strace-") as directory:
-        log = Path(directory) / "log"
-        command = (*TRACE, "-o", str(log), "-p", str(pid))
-        tracer = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
-        assert tracer.stderr is not None
-        await tracer.stderr.readline()
-        reading = asyncio.ensure_future(tracer.stderr.read())
-        try:
-            yield Followed(log, disk)
-        finally:
-            tracer.terminate()
-            await tracer.wait()
-            await reading
+@contextmanager
+def flocks() -> Iterator[Flocks]:
+    """An instance of the kernel's tracing (Documentation/trace/ftrace.rst), gone afterwards."""
+    with ExitStack() as undone:
+        mount("tmpfs", LOCKS, "tmpfs", data="mode=0700")  # nobody else's locks are on a file system of its own
+        undone.callback(unmount, LOCKS)
+        root = Path(undone.enter_context(tempfile.TemporaryDirectory(prefix="luksrotd-tracefs-")))
+        mount("tracefs", root, "tracefs")
+        undone.callback(unmount, root)
+        folder = root / "instances" / f"luksrotd-{os.getpid()}"
+        folder.mkdir()
+        undone.callback(folder.rmdir)
+        (folder / "events/filelock/flock_lock_inode/enable").write_text("1")
+        yield Flocks(folder)
 
 
 class AddKey:
     """cryptsetup luksAddKey, whose keyslot is killed again without being watched."""
 
-    def __init__(self, disk: Disk) -> None:
-        self._disk = disk
+    def __init__(self, disk: Disk, locks: Flocks) -> None:
+        self._disk, self._locks = disk, locks
         self._files = [FOLDER / "lock-old", FOLDER / "lock-new"]
         for path, secret in zip(self._files, (OLD, NEW), strict=True):
             path.write_bytes(secret)
@@ -97,19 +92,14 @@ class AddKey:
     async def add(self) -> float:
         """Seconds."""
         old, new = map(str, self._files)
-        with tempfile.NamedTemporaryFile(prefix="luksrotd-strace-") as log:
-            trace = (*TRACE, "--seccomp-bpf", "-o", log.name, "cryptsetup", "--batch-mode")
-            add = ("luksAddKey", "--key-file", old, "--key-slot", KEYSLOT, *ARGON, self._disk.node, new)
-            await asyncio.to_thread(run, (*trace, *add))
-            lines = log.read().decode().splitlines()
+        command = ("luksAddKey", "--key-file", old, "--key-slot", KEYSLOT, *ARGON, self._disk.node, new)
+        self._locks.forget()
+        process = await asyncio.create_subprocess_exec("cryptsetup", "--batch-mode", *command)
+        if await process.wait():
+            raise RuntimeError(f"luksAddKey on {self._disk.node} has failed")
+        took = self._locks.held(process.pid)
         run(("cryptsetup", "--batch-mode", "luksKillSlot", self._disk.node, KEYSLOT))
-        return sum(end - start for start, end in holds(lines, lock_of(self._disk)))
-
-
-def lock_of(disk: Disk) -> str:
-    """The file that libcryptsetup locks."""
-    number = Path("/sys/class/block", Path(disk.node).name, "dev").read_text().strip()
-    return f"/run/cryptsetup/L_{number}"
+        return took
 
 
 async def held(rounds: int) -> Result:
@@ -120,14 +110,16 @@ async def held(rounds: int) -> Result:
             makeimage.run("luksConvertKey", *ARGON, "--key-file", "-", disk.node, stdin=OLD)
         ours = OverDBus(place, await place.known(disks[0]), {})
         await ours.enroll()
-        async with followed(place.daemon.pid, disks[0]) as locks:
+        with flocks() as locks:
 
             async def rotate() -> float:
-                begun = time.time()
+                locks.forget()
                 await ours.rotate()
-                return locks.held(begun, time.time())
+                return locks.held(place.daemon.pid)
 
-            series = await interleaved({"luksrotd": rotate, "cryptsetup luksAddKey": AddKey(disks[1]).add}, rounds)
+            series = await interleaved(
+                {"luksrotd": rotate, "cryptsetup luksAddKey": AddKey(disks[1], locks).add}, rounds
+            )
     assert min(one.minimum for one in series) > 0, "a lock was not seen"
     ratio = series[0].over(series[1])
     finding = Finding(f"{ratio.name}, 99th percentile", ratio.percentile(99), LIMIT)
