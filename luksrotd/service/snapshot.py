@@ -16,7 +16,7 @@ Areas = Callable[[DeviceView], tuple[Extent, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Both header copies and the keyslot areas that were asked for, read under the shared metadata lock."""
+    """Both header copies and the keyslot areas that were asked for, read under the shared metadata lock (by a glance without)."""
 
     view: DeviceView
     areas: Mapping[Extent, bytes]
