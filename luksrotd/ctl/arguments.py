@@ -42,11 +42,13 @@ class Parser(argparse.ArgumentParser):
 @cache
 def _width() -> int:
     """Columns of help, as argparse has it."""
+    columns = 0
     with suppress(KeyError, ValueError):
-        return int(os.environ["COLUMNS"])
-    with suppress(OSError):
-        return os.get_terminal_size(1).columns
-    return 80
+        columns = int(os.environ["COLUMNS"])
+    if columns <= 0:
+        with suppress(OSError):
+            columns = os.get_terminal_size(1).columns
+    return columns if columns > 0 else 80  # a serial console does not know
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
