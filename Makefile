@@ -26,7 +26,7 @@ MAN_PAGES = $(patsubst docs/man/%.scd,build/man/%,$(wildcard docs/man/*.scd))
 
 help:
 	@echo 'make demo    show what luksrotd does'
-	@echo 'make test    run all tests'
+	@echo 'make test    run all tests that need no installed package'
 	@echo 'make test-trixie  run all tests on Debian 13, in a folder of its own; as root, with mmdebstrap'
 	@echo 'make container-test  test the installed package on Debian 12 and 13, in containers; as root'
 	@echo 'make vm-test   test the installed package in virtual machines; as root'
@@ -34,7 +34,7 @@ help:
 	@echo 'make soak    run long random sequences against the model of a volume'
 	@echo 'make load    put the daemon under load for an hour, and see that nothing is left of it'
 	@echo 'make fuzz    fuzz what reads a header, a token, a shadow, a line of a worker'
-	@echo 'make check   run the formatter, the linters and the type checker'
+	@echo 'make check   check format, lint, types and the import law'
 	@echo 'make crash-table  examine all crash states, and write docs/crash-states.md'
 	@echo 'make powercut  record virtual machines, judge every power cut of them, and write docs/power-cuts.md'
 	@echo 'make powercut-sample  the same in a minute'
@@ -47,7 +47,8 @@ help:
 	@echo 'make wheel   build sdist and wheel into dist'
 	@echo 'make rpm, make arch   build packages for Fedora and Arch into build/rpm and build/arch, so far as that goes here'
 	@echo 'make package-test  build all packages, and test them'
-	@echo 'make venv    only set up .venv with luksrotd in it'
+	@echo 'make venv    only set up .venv with luksrotd in it; make venv-dev: with the tools of tests and checks, too'
+	@echo 'make beds    make Debian 12 and 13 in folders, for the tests of installed packages; as root'
 	@echo 'make lock    renew packaging/*.lock'
 	@echo 'make clean   remove what was built'
 
@@ -189,7 +190,7 @@ packages: $(PACKAGES)
 package-test: packages venv-dev
 	.venv/bin/python -m pytest --no-cov --tb=native $(PYTEST_ARGS) tests/installed/packages
 
-# Debian 12 and 13 in folders, with the package of the last commit installed: what containers boot (tests/beds).
+# Debian 12 and 13 in folders, with the package of the tree as it is installed: what containers boot (tests/beds).
 beds: deps-beds venv-dev deb
 	.venv/bin/python -m tests.beds
 

@@ -5,7 +5,7 @@ The one has those that compute, the other those that wait for real parts.
 
     python -m tests
 
-The output of the second is shown when the first has ended.  The exit status is that of the one that failed, if one did.
+The output of the first is shown when the second has ended.  The exit status is that of the one that failed, if one did.
 """
 
 import signal

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """D-Bus: the only package that knows dbus-next, which it hardens, and the place of the exported interfaces.
 
+The modules that mend it, and what they are used by:
+
 ============== =====================================================================================================
 ``transport``  framing and writing: the socket
 ``connection`` ``Bus``, the connection: dispatch, exports, calls
@@ -20,5 +22,6 @@ To export an object, derive from ``Interface`` and hand it to ``Bus.export``; ``
 import typing
 
 if not hasattr(typing, "no_type_check_decorator"):
-    # dbus-next 0.2.3 imports it, for decorators that are not used here; Python 3.15 no longer has it.
+    # dbus-next 0.2.3 imports it, for decorators that are not used here; Python 3.15, whose types mypy may know, no
+    # longer has it.
     typing.no_type_check_decorator = lambda decorator: decorator  # type: ignore[attr-defined, unused-ignore]

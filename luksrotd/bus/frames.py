@@ -23,6 +23,7 @@ _TEXT: Final = Struct("<BBcBI")
 """Before a text in a header field: code, length of the signature, signature, its NUL, length of the text."""
 _SIGNATURE: Final = Struct("<BBcBB")
 _NUMBER: Final = _TEXT
+"""A number in a header field: the same, but the number instead of the length."""
 _LENGTH: Final = Struct("<I")
 _PROPERTIES: Final = "a{sv}"
 

@@ -3,6 +3,7 @@
 
 import os
 import resource
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -20,6 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _open_standard_descriptors()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a passphrase is in here
     raise_on_signals()
+    # Who ignores it hands that down, and the kernel would forget processes before they have been asked for.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         report = _report(given)

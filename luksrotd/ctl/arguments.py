@@ -42,11 +42,13 @@ class Parser(argparse.ArgumentParser):
 @cache
 def _width() -> int:
     """Columns of help, as argparse has it."""
+    columns = 0
     with suppress(KeyError, ValueError):
-        return int(os.environ["COLUMNS"])
-    with suppress(OSError):
-        return os.get_terminal_size(1).columns
-    return 80
+        columns = int(os.environ["COLUMNS"])
+    if columns <= 0:
+        with suppress(OSError):
+            columns = os.get_terminal_size(1).columns
+    return columns if columns > 0 else 80  # a serial console does not know
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
@@ -119,7 +121,7 @@ def _subparsers(parser: Parser, dest: str) -> Any:
 
 def add_common(parser: argparse.ArgumentParser, default: Any) -> None:
     """Options that may stand before the verb and behind it."""
-    help_direct = "work in this process, as root, without the daemon"
+    help_direct = "work in this process (as root for block devices), without the daemon"
     direct, json = COMMON
     parser.add_argument(direct, action="store_true", default=default, help=help_direct)
     help_json = "print one JSON document, errors too"
@@ -182,7 +184,7 @@ def add_new_secret(
         help_timeout = f"how long that program may take (default: {default})"
         group.add_argument("--escrow-timeout", type=int, metavar="SECONDS", default=default, help=help_timeout)
     group.add_argument(
-        "--data", metavar="JSON|@FILE", help="associated data, a JSON object; without it the old data is kept"
+        "--data", metavar="JSON|@FILE", help="associated data, a JSON object; without it the old data, if any, is kept"
     )
     cost = parser.add_argument_group("cost of guessing the new key (as in cryptsetup(8))")
     cost.add_argument("--pbkdf", choices=PBKDF_TYPES, help="argon2id, or pbkdf2 for a generated key, by default")

@@ -14,8 +14,8 @@ from luksrotd.errors import InvalidRequest
 _DESCRIPTION: Final = """\
 Enroll, rotate and verify backup keys of LUKS2 volumes, each with associated data in a token of the volume.
 
-Works through the daemon luksrotd, or with --direct, as root, in this process: in a rescue system, or on an
-image file.  The volume stays usable, and a power cut at any moment leaves the old key or the new one.
+Works through the daemon luksrotd, or with --direct in this process (as root for block devices): in a rescue system,
+or on an image file.  The volume stays usable, and a power cut at any moment leaves the old key or the new one.
 """
 
 _EPILOG: Final = """\
@@ -69,5 +69,5 @@ def _verb(arguments: Sequence[str]) -> str:
 
 def _check(options: argparse.Namespace) -> None:
     if not (options.bus or options.direct):
-        raise InvalidRequest(f"cannot use {options.verb} over the bus: use --direct, as root")
+        raise InvalidRequest(f"cannot use {options.verb} over the bus: use --direct")
     options.check(options)

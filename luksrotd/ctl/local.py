@@ -176,7 +176,7 @@ class Local:
 
     @asynccontextmanager
     async def _turn(self, ref: DeviceRef) -> AsyncIterator[None]:
-        async with self._places, self._turns.of(ref):
+        async with self._turns.of(ref), self._places:  # who waits for another node of the volume takes no place
             yield
 
     async def history(self, device: model.Device | None, since: int, limit: int) -> Sequence[Mapping[str, Any]]:

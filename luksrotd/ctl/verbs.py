@@ -140,8 +140,10 @@ def _reconcile(options: argparse.Namespace) -> Report:
 
         devices = await backend.devices() if options.all else [_named(name, options) for name in options.devices]
         names = [device.name for device in devices]
+        found: list[Reconciled | Failed]
         if options.direct:
-            found = await side_by_side(names, lambda name: one(_named(name, options)), lines_of)
+            stopped = Failed(Cancelled("cannot go on: the operation was interrupted"))
+            found = await side_by_side(names, lambda name: one(_named(name, options)), lines_of, interrupted=stopped)
         else:
             found = [await one(device) for device in devices]
         results = list(zip(names, found, strict=True))

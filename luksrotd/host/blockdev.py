@@ -189,7 +189,9 @@ class BlockDevice:
         aligned = wanted + -wanted % _DIRECT_ALIGNMENT  # what is behind the end comes back as a short read
         fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            # Aligned to pages; private, because shared memory is a file, and slower to make than the read takes.
+            # Aligned to pages; private, because shared memory is a file, and slower to make than the read takes.  It is
+            # safe only as long as nobody forks meanwhile (open(2), NOTES): subprocess uses vfork(2), unless it is given
+            # a preexec_fn.
             with mmap.mmap(-1, aligned, flags=_PRIVATE) as buffer, memoryview(buffer) as view:
                 done = 0
                 while done < wanted:

@@ -45,12 +45,13 @@ class WipefsProbe:
 
     async def all_clear(self, devices: Sequence[HeaderDevice]) -> bool:
         """See ``ports.SignatureProbe``: to start wipefs takes twenty times as long as to look at a device."""
-        where = f"{len(devices)} devices"
+        where, seconds = f"{len(devices)} devices", min(self._timeout, SHARED_TIMEOUT)
         fds: Sequence[int] = ()
         try:
-            fds = await _opened_same(devices)
-            return not _foreign_types(where, await self._run(where, fds, min(self._timeout, SHARED_TIMEOUT)))
-        except DeviceError:
+            async with asyncio.timeout(seconds):
+                fds = await _opened_same(devices)
+            return not _foreign_types(where, await self._run(where, fds, seconds))
+        except (DeviceError, TimeoutError):
             return False
         finally:
             for fd in fds:

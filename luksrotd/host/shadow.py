@@ -32,7 +32,7 @@ class MemfdShadows:
 
 
 class MemfdShadow:
-    """One shadow (``ports.Shadow``); owns the descriptor, which children may inherit (``pass_fds``)."""
+    """One shadow (``ports.Shadow``); owns the descriptor, which goes to a worker with its first request."""
 
     def __init__(self, fd: int, length: int) -> None:
         self._fd = fd

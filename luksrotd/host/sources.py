@@ -21,20 +21,20 @@ def fds_of(source: SecretSource) -> tuple[int, ...]:
     return (source.fd,)
 
 
-def declared(secrets: Mapping[str, SecretSource], fds: Sequence[int]) -> dict[str, Any]:
-    """The secrets as ``rotation.wire`` declares them; ``fds``: what has become of their descriptors, in their order."""
-    rest = iter(fds)
+def declared(secrets: Mapping[str, SecretSource], places: Sequence[int]) -> dict[str, Any]:
+    """The secrets as ``rotation.wire`` declares them; ``places``: where their descriptors are, in their order."""
+    rest = iter(places)
     return {name: _declared(source, rest) for name, source in secrets.items()}
 
 
-def _declared(source: SecretSource, fds: Iterator[int]) -> dict[str, Any]:
+def _declared(source: SecretSource, places: Iterator[int]) -> dict[str, Any]:
     match source:
         case SecretFd(limit=limit):
-            return {"fd": next(fds), "limit": limit}
+            return {"fd": next(places), "limit": limit}
         case GenerateInto():
-            return {"generate": next(fds)}
+            return {"generate": next(places)}
         case TokenSource(token, pin):
-            return {"token": token, "pin": None if pin is None else _declared(pin, fds)}
+            return {"token": token, "pin": None if pin is None else _declared(pin, places)}
 
 
 def groups_for(secrets: Iterable[SecretSource], device: str) -> tuple[int, ...]:

@@ -226,7 +226,7 @@ class WorkerSession:
 
 @contextlib.contextmanager
 def _duplicates(fds: Sequence[int]) -> Iterator[list[int]]:
-    """Copies, made before anything else is opened; closed on leaving."""
+    """Copies, which are there until a worker has them, whatever becomes of what was given; closed on leaving."""
     with contextlib.ExitStack() as stack:
         copies = []
         try:

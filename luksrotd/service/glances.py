@@ -9,9 +9,11 @@ lock is taken, and nothing is written.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, Final
 
 from luksrotd.errors import FormatError
@@ -34,7 +36,7 @@ PATIENCE: Final = 0.5
 
 @dataclass(slots=True, eq=False)
 class _Asked:
-    """A volume that somebody asks about; ``given_up``: nobody any more, so that it need not be looked at."""
+    """A volume that somebody asks about; ``given_up``: who asked has gone, and it need not be looked at."""
 
     ref: DeviceRef
     rules: Rules
@@ -64,6 +66,7 @@ class Glances:
         self._patience = patience
         self._asked: deque[_Asked] = deque()
         self._paths: set[str] = set()
+        #: Whose thread takes those who ask; one that does not come back is replaced, and waits beside it.
         self._at_work: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -100,29 +103,33 @@ class Glances:
         try:
             while found or not looking.done():
                 await asyncio.wait({looking}, timeout=self._patience)
+                if looking.done() and looking.exception() is not None:
+                    found.extend((asked, None) for asked in self._all_asked())  # no thread is to be had
                 if self._at_work is asyncio.current_task():
                     self._at_work = None
                     self._go_on()
                 await self._conclude([found.popleft() for _ in range(len(found))])
         except asyncio.CancelledError:  # the event loop ends
             await to_the_end(_ended(looking))
-            for asked, looked in (*found, *((asked, None) for asked in self._asked)):
+            for asked, looked in (*found, *((asked, None) for asked in self._all_asked())):
                 _close(looked)
                 asked.settle(None)
             raise
 
     def _look_at_some(self, found: deque[tuple[_Asked, _Looked]]) -> None:
         """In a thread; each is found at once, for the next one may not answer."""
-        for _ in range(TOGETHER):
-            try:
-                asked = self._asked.popleft()
-            except IndexError:
-                return
+        for asked in islice(self._all_asked(), TOGETHER):
             try:
                 looked = None if asked.given_up else self._look(asked)
             except Exception as error:  # noqa: BLE001 - whoever has asked is told, and the others go on
                 looked = error
             found.append((asked, looked))
+
+    def _all_asked(self) -> Iterator[_Asked]:
+        """Takes them one by one: other threads may do so, too."""
+        with suppress(IndexError):
+            while True:
+                yield self._asked.popleft()
 
     def _look(self, asked: _Asked) -> _Looked:
         device = self._host.devices.open(asked.ref)

@@ -16,7 +16,7 @@ Areas = Callable[[DeviceView], tuple[Extent, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Both header copies and the keyslot areas that were asked for, read under the shared metadata lock."""
+    """Both header copies and the areas that were asked for, read under the shared metadata lock (but for a glance)."""
 
     view: DeviceView
     areas: Mapping[Extent, bytes]

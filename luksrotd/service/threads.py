@@ -8,11 +8,13 @@ disk that callers ask about again and again holds up nobody else.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from contextvars import copy_context
 from typing import Final, TypeVar
 from weakref import WeakKeyDictionary
+
+from luksrotd.errors import Busy
 
 T = TypeVar("T")
 
@@ -42,7 +44,8 @@ async def in_thread(call: Callable[[], T], *, about: str = "", undo: Callable[[T
     ``about``: the path of the device that it may hang with, or another name of what it is about; '' if it cannot hang.
 
     When cancelled, wait for the thread all the same, ``undo`` what it returned, and only then go: it would otherwise
-    use a descriptor that is being closed, or open one for nobody.  A call that has no thread yet is not made at all.
+    use a descriptor that is being closed, or open one for nobody.  A call that has no thread yet is not made at all;
+    raises ``Busy`` if there are none to be had.
     """
     async with _place(about):
         return await _run(call, undo)
@@ -69,7 +72,7 @@ async def _run(call: Callable[[], T], undo: Callable[[T], None]) -> T:
     loop = asyncio.get_running_loop()
     if loop not in _threads:
         _threads[loop] = ThreadPoolExecutor(THREADS, "luksrotd")
-    running = loop.run_in_executor(_threads[loop], copy_context().run, call)
+    running = asyncio.wrap_future(_begun(_threads[loop], call))
     cancelled: asyncio.CancelledError | None = None
     while not running.done():
         try:
@@ -81,3 +84,25 @@ async def _run(call: Callable[[], T], undo: Callable[[T], None]) -> T:
     if not running.cancelled() and running.exception() is None:
         undo(running.result())
     raise cancelled
+
+
+def _begun(executor: ThreadPoolExecutor, call: Callable[[], T]) -> "Future[T]":
+    """``call`` in a thread of ``executor``, which queues it even where no thread can be started for it."""
+    done: Future[T] = Future()
+    context = copy_context()
+
+    def work() -> None:
+        if not done.set_running_or_notify_cancel():
+            return
+        try:
+            done.set_result(context.run(call))
+        except BaseException as error:  # noqa: BLE001 - whoever waits has it
+            done.set_exception(error)
+
+    try:
+        executor.submit(work)
+    except RuntimeError as error:
+        # Unless a thread that had nothing to do has taken it, nobody is to do so later.
+        if done.cancel():
+            raise Busy(f"cannot go on: no thread is to be had: {error}") from error
+    return done

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``python -P -m luksrotd.worker CONTROL-FD PARENT-PID [GROUP…]``: one operation on one shadow, then it is thrown away.
 
-Started by ``luksrotd.host.worker`` with nothing open but the standard descriptors (null, null, a file for stderr), a
-stream socket, the shadow and the secrets.  Everything is imported before the privileges go, as the code may lie where
-only root can read.
+Started by ``luksrotd.host.launch`` with nothing open but the standard descriptors (null, null, a file for stderr) and a
+stream socket; the shadow and the secrets come with the first request.  Everything is imported before the privileges go,
+as the code may lie where only root can read.
 """
 
 import os

@@ -3,11 +3,13 @@
 
 import asyncio
 import os
+import threading
 from contextlib import contextmanager
 
 import pytest
 
 from luksrotd.errors import DeviceError
+from luksrotd.host import probe
 from luksrotd.host.blockdev import BlockDevices
 from luksrotd.host.probe import WipefsProbe
 from luksrotd.ports import DeviceRef
@@ -202,6 +204,27 @@ async def test_a_tool_that_fails_says_nothing_of_any(luks2_image, tmp_path, scri
         probe = WipefsProbe(command=tool(tmp_path, script), timeout=0.1 if "sleep" in script else 20.0)
         assert not await probe.all_clear([device, device])
         assert not await probe.all_clear([device, _Named("/dev/nonexistent", device.identity)])
+
+
+async def test_a_device_that_cannot_be_opened_soon_holds_up_no_other(luks2_image, monkeypatch):
+    answers, closed = threading.Event(), asyncio.Event()
+    opens, closes = probe._open_same, probe._close
+
+    def late(device):
+        assert answers.wait(60)
+        return opens(device)
+
+    def noted(opening):
+        closes(opening)
+        closed.set()
+
+    monkeypatch.setattr(probe, "_open_same", late)
+    monkeypatch.setattr(probe, "_close", noted)
+    with opened(luks2_image) as device:
+        assert not await WipefsProbe(timeout=0.1).all_clear([device])
+        answers.set()
+        async with asyncio.timeout(60):
+            await closed.wait()
 
 
 async def test_cancelling_kills_the_tool(luks2_image, tmp_path):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The parser of one verb, which is made without the others."""
 
+import os
+
 import pytest
 
 from luksrotd.ctl import arguments, cli, verbs
@@ -40,12 +42,24 @@ def test_a_wrong_verb_is_told_which_there_are():
         cli.parse(["rotated"])
 
 
-@pytest.mark.parametrize(("columns", "width"), [("60", 58), ("200", 198), ("wide", 78), (None, 78)])
+@pytest.mark.parametrize(("columns", "width"), [("60", 58), ("200", 198), ("wide", 78), ("0", 78), (None, 78)])
 def test_help_is_as_wide_as_the_terminal(columns, width, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     if columns is not None:
         monkeypatch.setenv("COLUMNS", columns)
+    assert width_of_help() == width
+
+
+@pytest.mark.parametrize(("columns", "width"), [(100, 98), (0, 78)])
+def test_a_serial_console_may_say_that_it_has_no_columns(columns, width, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((columns, 0)))
+    assert width_of_help() == width
+
+
+def width_of_help():
     arguments._width.cache_clear()
-    found = arguments._formatter("luksrotctl")._width
-    arguments._width.cache_clear()
-    assert found == width
+    try:
+        return arguments._formatter("luksrotctl")._width
+    finally:
+        arguments._width.cache_clear()

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import stat
+import sys
 
 import pytest
 
@@ -149,6 +150,15 @@ def test_interrupted_question_gives_the_echo_back(enrolled):
 def test_no_terminal_to_ask_on(enrolled):
     document = fails(2, "--direct", "rotate", enrolled, start_new_session=True)
     assert "--key-file" in document["message"]
+
+
+def test_a_parent_that_ignores_the_end_of_its_children(enrolled, secret):
+    ignore = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    deaf = (sys.executable, "-c", ignore)
+    done = ctl("--direct", "rotate", enrolled, "-d", secret(KEY), "--new-keyfile", secret(NEXT), *CHEAP, prefix=deaf)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

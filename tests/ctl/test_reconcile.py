@@ -151,6 +151,14 @@ def test_goes_on_after_a_device_that_fails(enrolled, tmp_path, pending):
     assert clean["found"] == []
 
 
+def test_a_device_that_is_named_twice(pending):
+    done = ctl("--direct", "reconcile", pending, pending, "--json")
+    assert done.returncode == 0
+    volumes = json.loads(done.stdout)["volumes"]
+    assert [volume["device"] for volume in volumes] == [str(pending)] * 2
+    assert "wipe-pending" in {finding["code"] for volume in volumes for finding in volume["repaired"]}
+
+
 def test_one_device_that_fails(tmp_path):
     assert fails(1, "--direct", "reconcile", tmp_path / "missing")["error"] == "UnknownDevice"
 

@@ -30,7 +30,7 @@ async def test_one_that_does_not_answer_is_named_and_the_others_are_done(capsys)
 
     names = ["one", "silent", "two"]
     async with asyncio.timeout(60):
-        found = await side_by_side(names, operate, tell, silent_seconds=0)
+        found = await side_by_side(names, operate, tell, interrupted=None, silent_seconds=0)
     assert found == [f"result of {name}" for name in names]
     assert done == ["one", "two", "silent"]
     assert capsys.readouterr().err.splitlines() == [
@@ -45,7 +45,7 @@ async def test_nothing_is_told_when_all_answer_in_time(capsys):
     async def operate(name):
         return name.upper()
 
-    assert await side_by_side(["a", "b"], operate, None) == ["A", "B"]
+    assert await side_by_side(["a", "b"], operate, None, interrupted=None) == ["A", "B"]
     assert capsys.readouterr().err == ""
 
 
@@ -62,7 +62,7 @@ async def test_a_bug_that_one_meets_keeps_no_other_from_its_end():
         done.append(name)
 
     with pytest.raises(KeyError, match="broken"):
-        await side_by_side(["one", "broken", "two"], operate, None)
+        await side_by_side(["one", "broken", "two"], operate, None, interrupted=None)
     assert sorted(done) == ["one", "two"]
 
 
@@ -77,7 +77,7 @@ async def test_not_more_at_once_than_a_machine_has_room_for():
         await asyncio.sleep(0)
         running -= 1
 
-    await side_by_side([str(number) for number in range(3 * AT_ONCE)], operate, None)
+    await side_by_side([str(number) for number in range(3 * AT_ONCE)], operate, None, interrupted=None)
     assert most == AT_ONCE
 
 
@@ -94,12 +94,42 @@ async def test_an_interruption_reaches_all():
             stopped.append(name)
             raise
 
-    task = asyncio.create_task(side_by_side(["a", "b"], operate, None))
+    task = asyncio.create_task(side_by_side(["a", "b"], operate, None, interrupted=None))
     await begun.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert stopped == ["a", "b"]
+
+
+@pytest.mark.asyncio
+async def test_who_has_changed_a_volume_when_the_interruption_comes_is_told():
+    begun = asyncio.Event()
+
+    async def operate(name):
+        if name == "mended":
+            begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if name != "mended":
+                raise
+            await asyncio.sleep(0)
+        return f"{name} by now"
+
+    names = ["stopped", "mended"]
+    task = asyncio.create_task(side_by_side(names, operate, None, interrupted="stopped"))
+    await begun.wait()
+    task.cancel()
+    assert await task == ["stopped", "mended by now"]
+
+
+@pytest.mark.asyncio
+async def test_what_is_named_twice_is_done_twice():
+    async def operate(name):
+        return name
+
+    assert await side_by_side(["a", "b", "a"], operate, None, interrupted=None) == ["a", "b", "a"]
 
 
 @pytest.mark.asyncio

@@ -22,7 +22,7 @@ FEW = settings(max_examples=12)
 
 def unit(name: str) -> configparser.ConfigParser:
     parser = configparser.ConfigParser(strict=False, interpolation=None)
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.optionxform = str  # type: ignore[assignment,method-assign] # as configparser's manual keeps case
     parser.read(TOP / "systemd" / name)
     return parser
 

@@ -5,14 +5,15 @@ import asyncio
 
 import pytest
 
-from luksrotd.errors import DeviceError, UnknownDevice
+from luksrotd.errors import Busy, DeviceError, UnknownDevice
 from luksrotd.ports import DeviceIdentity, DeviceRef, Host
 from luksrotd.rotation.leftovers import Rules
+from luksrotd.service import threads
 from luksrotd.service.glances import TOGETHER, Glances
 from luksrotd.service.reconciling import Reconciler
 from luksrotd.service.suspects import Suspects
 from luksrotd.service.transaction import Transactor
-from tests.service.test_threads import DyingDisk, until
+from tests.service.test_threads import DyingDisk, no_thread, until
 from tests.support import forge
 from tests.support.simdisk import SimDevices
 from tests.support.simengine import HDR_SIZE, SimEngine, make_volume
@@ -105,6 +106,17 @@ async def test_many_cost_no_process_of_their_own():
     assert place.probe.singly == []
     assert [len(disk.reads) for disk in place.disks] == [1] * len(place.disks)
     assert len({result.uuid for result in results}) == len(place.refs)
+    assert not place.devices.leaked
+
+
+async def test_without_a_thread_all_are_told_so_and_nothing_is_left(monkeypatch):
+    place = await Place(3 * TOGETHER).settled()
+    with monkeypatch.context() as patched:
+        patched.setattr(threads.ThreadPoolExecutor, "submit", no_thread)
+        results = await asyncio.gather(*map(place.reconciler.reconcile, place.refs), return_exceptions=True)
+    assert {type(result) for result in results} == {Busy}
+    assert (await place.reconciler.reconcile(place.refs[0])).found == ()
+    assert place.probe.looks == [1]
     assert not place.devices.leaked
 
 

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from luksrotd.errors import Busy
 from luksrotd.luks2.pair import parse_pair
 from luksrotd.ports import DeviceIdentity
 from luksrotd.service import actor, threads
@@ -56,6 +57,10 @@ async def until(condition):
             await asyncio.sleep(0.001)
 
 
+def no_thread(*_):
+    raise RuntimeError("can't start new thread")
+
+
 class Blocked:
     """Calls that do not come back before they are let."""
 
@@ -83,6 +88,28 @@ async def test_calls_about_one_thing_have_few_threads_and_leave_the_others_to_th
         dead.go.set()
     assert len(await asyncio.gather(*calls)) == CALLS
     assert not threads._places
+
+
+async def test_a_call_that_gets_no_thread_is_not_made_later_either(monkeypatch):
+    made = []
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(Busy, match="cannot go on: no thread is to be had: can't start new thread"):
+            await in_thread(lambda: made.append("late"))
+    await in_thread(lambda: made.append("now"))
+    assert made == ["now"]
+
+
+async def test_a_call_that_an_idle_thread_takes_is_made(monkeypatch):
+    """The executor starts a thread before it knows that another one has become free."""
+    submit = threads.ThreadPoolExecutor.submit
+
+    def taken(executor, work):
+        submit(executor, work).result()
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threads.ThreadPoolExecutor, "submit", taken)
+    assert await in_thread(lambda: 7) == 7
 
 
 async def test_many_dead_things_leave_threads_to_the_rest():
