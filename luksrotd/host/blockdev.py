@@ -7,7 +7,6 @@ descriptor (fsync(2)): what another descriptor was told, this one would never he
 
 import errno
 import fcntl
-import mmap
 import os
 import stat
 import struct
@@ -15,6 +14,7 @@ import sys
 from typing import Final, NoReturn
 
 from luksrotd.errors import DeviceError, Internal, UnknownDevice
+from luksrotd.host.medium import Medium
 from luksrotd.ports import DeviceIdentity, DeviceRef
 
 FILE_SECTOR_SIZE: Final = 512
@@ -26,11 +26,6 @@ _NO_DIRECTION: Final = 0x20000000 if _SHIFTED_DIRECTION else 0
 _BLKROGET: Final = 0x125E | _NO_DIRECTION
 _BLKSSZGET: Final = 0x1268 | _NO_DIRECTION
 _BLKGETSIZE64: Final = 0x1272 | struct.calcsize("N") << 16 | (0x40000000 if _SHIFTED_DIRECTION else 0x80000000)
-
-_DIRECT_ALIGNMENT: Final = 4096
-"""Bytes; satisfies O_DIRECT on every file system and device with logical blocks up to that size."""
-
-_PRIVATE: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 _NO_SUCH_PATH: Final = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV, errno.ENOMEDIUM}
@@ -106,6 +101,7 @@ class BlockDevice:
     def __init__(self, fd: int, path: str, *, writable: bool) -> None:
         status = os.fstat(fd)
         self._fd = fd
+        self._medium = Medium(fd)
         self._path = path
         self._writable = writable
         self._identity = identity_of(status)
@@ -165,11 +161,13 @@ class BlockDevice:
         if not length:
             return b""
         try:
-            seen = self._read_direct(offset, length)
+            seen = self._medium.read(offset, length)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 self._fail("read", offset, error)
         else:
+            if len(seen) < length:
+                self._fail("read", offset + len(seen), "unexpected end")
             self._drop_cached(offset, length)
             return seen
         if self._writable and not self._failure:
@@ -182,27 +180,6 @@ class BlockDevice:
             os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_DONTNEED)
         except OSError as error:
             self._fail("read", offset, error)
-
-    def _read_direct(self, offset: int, length: int) -> bytes:
-        start = offset - offset % _DIRECT_ALIGNMENT
-        wanted = offset + length - start
-        aligned = wanted + -wanted % _DIRECT_ALIGNMENT  # what is behind the end comes back as a short read
-        fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            # Aligned to pages; private, because shared memory is a file, and slower to make than the read takes.  It is
-            # safe only as long as nobody forks meanwhile (open(2), NOTES): subprocess uses vfork(2), unless it is given
-            # a preexec_fn.
-            with mmap.mmap(-1, aligned, flags=_PRIVATE) as buffer, memoryview(buffer) as view:
-                done = 0
-                while done < wanted:
-                    with view[done:] as rest:
-                        count = os.preadv(fd, [rest], start + done)
-                    if not count:
-                        self._fail("read", start + done, "unexpected end")
-                    done += count
-                return bytes(view[offset - start : wanted])
-        finally:
-            os.close(fd)
 
     def write(self, offset: int, data: bytes) -> None:
         """Write all of ``data``; offset and length are whole sectors (else ``Internal``: the caller is wrong).
@@ -236,9 +213,10 @@ class BlockDevice:
             raise DeviceError(f"cannot flush {self._path}: {error.strerror}") from error
 
     def close(self) -> None:
-        """Release the descriptor; idempotent, never fails."""
+        """Release the descriptors; idempotent, never fails."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
+            self._medium.close()
             try:
                 os.close(fd)
             except OSError:  # what counted was flushed, and the descriptor is gone in any case (close(2))

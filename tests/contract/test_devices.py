@@ -3,7 +3,9 @@
 
 import errno
 import os
+import random
 import resource
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -224,6 +226,35 @@ def test_read_medium_reaches_an_end_that_is_not_aligned(tmp_path, loop):
         assert device.read_medium(MIB - 4096, 4608) == PATTERN[-4096:] + b"e" * 512
         assert device.read_medium(MIB + 511, 1) == b"e"
         device.close()
+
+
+def test_read_medium_of_what_has_been_cut_off(tmp_path):
+    """What an earlier read has left in the buffer is not what is there now."""
+    image = tmp_path / "image"
+    image.write_bytes(PATTERN)
+    device = BlockDevices().open(DeviceRef(str(image)))
+    assert device.read_medium(0, 16384) == PATTERN[:16384]
+    os.truncate(image, 8192)
+    for offset in (0, 4608, 12288):
+        with pytest.raises(DeviceError, match=rf"^cannot read {image} at {max(offset, 8192)}: unexpected end$"):
+            device.read_medium(offset, 4096 * 3)
+    assert device.read_medium(512, 1024) == PATTERN[512:1536]
+    device.close()
+
+
+def test_read_medium_by_several_threads(tmp_path):
+    image = tmp_path / "image"
+    content = random.Random(1).randbytes(MIB)
+    image.write_bytes(content)
+    device = BlockDevices().open(DeviceRef(str(image)))
+
+    def reads(number):
+        part = slice(number * MIB // 8, (number + 1) * MIB // 8)
+        return all(device.read_medium(part.start, MIB // 8) == content[part] for _ in range(50))
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(reads, range(8)))
+    device.close()
 
 
 def test_read_medium_where_there_is_no_o_direct(tmp_path):
