@@ -89,8 +89,11 @@ def _in_escrow(options: argparse.Namespace, command: str, request: KeyRequest, s
     try:
         done = change(options, request if data is None else replace(request, data=data))
     except LuksrotdError as error:
-        if error.outcome is not Outcome.UNCHANGED:
-            raise
-        raise type(error)(f"{error.message}; the key that {command} has got opens nothing") from error
+        got = (
+            "opens nothing"
+            if error.outcome is Outcome.UNCHANGED
+            else "may be the one in force: keep it, and the old one"
+        )
+        raise type(error)(f"{error.message}; the key that {command} has got {got}", outcome=error.outcome) from error
     text = [*done.text, f"{command} has got the new key"]
     return replace(done, document={**done.document, "escrow": command}, text=text)

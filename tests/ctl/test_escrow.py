@@ -175,6 +175,22 @@ def test_a_credential_that_is_wrong_leaves_a_key_that_opens_nothing(enrolled, se
     assert not cryptsetup_opens(enrolled, escrow.key)
 
 
+@pytest.mark.parametrize("flush", range(1, 7))
+def test_a_disk_that_fails_leaves_a_key_that_is_to_be_kept_unless_nothing_was_changed(enrolled, rotate, escrow, flush):
+    """The kernel says that a flush has failed; what the disk holds, it does not say."""
+    broken = ("strace", "-f", "-o", "/dev/null", "-e", f"inject=fdatasync:error=EIO:when={flush}+")
+    done = ctl("--json", *rotate, prefix=broken)
+    error = json.loads(done.stdout)
+    if error["outcome"] == "unchanged":
+        assert "has got opens nothing" in error["message"]
+        assert not cryptsetup_opens(enrolled, escrow.key)
+    else:
+        assert done.returncode == 4
+        assert "has got may be the one in force: keep it, and the old one" in error["message"]
+        assert cryptsetup_opens(enrolled, escrow.key) or cryptsetup_opens(enrolled, BACKUP)
+    assert (error["outcome"] == "unchanged") == (flush == 1)
+
+
 def test_a_header_that_changes_meanwhile(enrolled, rotate, escrow):
     luksrotctl = " ".join(LUKSROTCTL)
     escrow.does(f"{luksrotctl} --direct set-data {enrolled} --data '{{}}' >&2")
