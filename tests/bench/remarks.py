@@ -23,7 +23,7 @@ code of our own would save 40 ms; it was tried, and left out, as a library beats
 transactions.""",
     6: """What is beyond the bytes and their flushes is the reading back of all of them past the page cache, and the
 comparison with the snapshot: a device may lose a write and report success, and then the old key must not go. The ratio
-was 1.9 before the descriptor and the buffer of these reads were kept (200 rounds on the same day). To look at both
+was 1.9 before the descriptor and the buffer of these reads were kept (150 rounds on the same day). To look at both
 headers only, where a header copy that was written and both of them are looked at one after the other, would make it
 1.55; it was tried, and left out, for each write has its own check. A flush takes a third of a millisecond on this
 machine, whose disk is a file of its host; on a disk where it takes five, the same reads would be a thirtieth of the
