@@ -28,7 +28,8 @@ def _bars(result: Result) -> Any:
 def _group(axis: Any, group: list[Series]) -> None:
     for place, one in enumerate(group):
         whiskers = [[one.median - one.minimum], [one.maximum - one.median]]
-        axis.barh(place, one.median, color=COLOURS[min(place, 1)], height=0.6, xerr=whiskers, capsize=4, alpha=0.85)
+        colour = COLOURS[0 if place == 0 or one.name.startswith("luksrot") else 1]
+        axis.barh(place, one.median, color=colour, height=0.6, xerr=whiskers, capsize=4, alpha=0.85)
         axis.annotate(
             shown(one.median, one.unit), (one.maximum, place), (6, 0), textcoords="offset points", va="center"
         )

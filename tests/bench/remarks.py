@@ -15,7 +15,11 @@ meanwhile.""",
     2: """With a generated key both unlock one Argon2id keyslot and derive nothing else that costs anything, so
 neither can take half of the time of the other. With a passphrase of the user's, both unlock, let libcryptsetup do
 its benchmark and derive the new key; ours derives it once more, to open what it has made before the old keyslot
-goes. The benchmark chooses another cost each time, and with it how long a round takes.""",
+goes. What the benchmark takes is the difference to "cost given", of which the rest are three derivations. One of them
+could be saved by not opening the new keyslot: then a key that nobody has ever seen open would be the only one, and no
+other look at a keyslot shows that it opens. So it stays. The benchmark chooses another cost each time, and with it how
+long a round takes; a cost that was measured once, maybe while the machine was booting, would be with the volumes for
+years, so it is kept for nothing.""",
     3: """Nearly all of it is Python: of some 236 ms (on a loaded machine; from the profile of one run) 11 are its
 start and 124 the import of luksrotctl, asyncio and the use cases, of which half goes into making dataclasses; 33
 are libcryptsetup's in the worker, whose own start is hidden beside the imports, 24 all else. Making dataclasses by

@@ -34,9 +34,11 @@ job, locks, worker and commit are in it. Keyslots are pbkdf2 with 1000 iteration
 derivation. {SEQUENCES} {ALONE}"""
 COSTLY_METHOD: Final = f"""The same, but the passphrase that unlocks is an Argon2id keyslot of the cost that
 libcryptsetup chooses on this machine, the same for all. {SEQUENCES} "luksrotd" is given a new passphrase, and makes an
-Argon2id keyslot for it, as cryptsetup does here: both with libcryptsetup's benchmark. "luksrotd, generated key" has the
-key made, as systemd-cryptenroll does: a key of 256 random bits, for which pbkdf2 with 1000 iterations is enough, so
-that one costly key is derived only. {ALONE}"""
+Argon2id keyslot for it, as cryptsetup does here: both with libcryptsetup's benchmark. "luksrotd, cost given" makes one
+of the cost of the passphrase that unlocks, without a benchmark, as it does for all where an administrator configures
+the cost ([KeyDerivation] in luksrotd.conf(5)). "luksrotd, generated key" has the key made, as systemd-cryptenroll
+does: a key of 256 random bits, for which pbkdf2 with 1000 iterations is enough, so that one costly key is derived only.
+{ALONE}"""
 COLD_METHOD: Final = f"""Each rotation starts Python and luksrotctl anew, with no daemon; pbkdf2 with 1000 iterations.
 luksrotctl is an installed one (a virtual environment, made for this), whose modules are compiled as every installer
 does it; in the source tree it would take longer. {SEQUENCES}"""
@@ -113,15 +115,18 @@ async def cheap(rounds: int) -> Result:
 async def costly(rounds: int) -> Result:
     """2."""
     async with stage() as place:
-        disks = [place.volume(name) for name in ("costly", "generated", "alone", *RIVALS)]
-        _make_costly(disks)
-        ours = OverDBus(place, await place.known(disks[0]), {})
-        generated = Generated(place, await place.known(disks[1]))
-        for one in (ours, generated):
+        disks = [place.volume(name) for name in ("costly", "given", "generated", "alone", *RIVALS)]
+        cost = _make_costly(disks)
+        ours: dict[str, OverDBus | Generated] = {
+            OURS: OverDBus(place, await place.known(disks[0]), {}),
+            f"{OURS}, cost given": OverDBus(place, await place.known(disks[1]), cost),
+            f"{OURS}, generated key": Generated(place, await place.known(disks[2])),
+        }
+        for one in ours.values():
             await one.enroll()
-        trials = {OURS: ours.rotate, f"{OURS}, generated key": generated.rotate}
-        with Bare(disks[2], Pbkdf()) as bare:
-            series = await _beside(place, trials, rounds, disks[3:], (), bare)
+        trials = {name: one.rotate for name, one in ours.items()}
+        with Bare(disks[3], Pbkdf()) as bare:
+            series = await _beside(place, trials, rounds, disks[4:], (), bare)
     return Result(2, "Rotation over D-Bus, Argon2id at its default cost", COSTLY_METHOD, *_compared_alike(series, 0.5))
 
 
@@ -135,14 +140,19 @@ async def cold(rounds: int) -> Result:
     return Result(3, "luksrotctl --direct, cold, cheap key derivation", COLD_METHOD, figures, ratios, findings)
 
 
-def _make_costly(disks: Sequence[Disk]) -> None:
-    """The passphrase of all of them costs what libcryptsetup chooses for the first: its choice differs every time."""
+def _make_costly(disks: Sequence[Disk]) -> dict[str, Variant]:
+    """The passphrase of all of them costs what libcryptsetup chooses for the first: its choice differs every time.
+
+    That cost, as options of Rotate.
+    """
     first, *others = disks
     makeimage.run("luksConvertKey", *ARGON, "--key-file", "-", first.node, stdin=OLD)
     kdf = json.loads(run(("cryptsetup", "luksDump", "--dump-json-metadata", first.node)))["keyslots"]["0"]["kdf"]
-    cost = ("--pbkdf-force-iterations", kdf["time"], "--pbkdf-memory", kdf["memory"], "--pbkdf-parallel", kdf["cpus"])
+    cost = {"pbkdf-force-iterations": kdf["time"], "pbkdf-memory": kdf["memory"], "pbkdf-parallel": kdf["cpus"]}
+    options = [text for name, value in cost.items() for text in (f"--{name}", str(value))]
     for disk in others:
-        makeimage.run("luksConvertKey", *ARGON, *map(str, cost), "--key-file", "-", disk.node, stdin=OLD)
+        makeimage.run("luksConvertKey", *ARGON, *options, "--key-file", "-", disk.node, stdin=OLD)
+    return {"pbkdf": Variant("s", ARGON[1])} | {name: Variant("u", value) for name, value in cost.items()}
 
 
 async def _beside(
@@ -170,6 +180,6 @@ def _compared(series: Sequence[Series], limit: float) -> tuple[Sequence[Series],
 
 def _compared_alike(series: Sequence[Series], limit: float) -> tuple[Sequence[Series], list[Series], list[Finding]]:
     """Each way of ours with the one of the others that makes the same kind of keyslot."""
-    passphrase, generated, cryptsetup, cryptenroll, alone = series
-    ratios = [passphrase.over(cryptsetup), generated.over(cryptenroll), passphrase.over(alone)]
-    return series, ratios, [Finding(f"{one.name}, median", one.median, limit) for one in ratios[:2]]
+    passphrase, given, generated, cryptsetup, cryptenroll, alone = series
+    ratios = [passphrase.over(cryptsetup), given.over(cryptsetup), generated.over(cryptenroll), passphrase.over(alone)]
+    return series, ratios, [Finding(f"{one.name}, median", one.median, limit) for one in ratios[:3]]
