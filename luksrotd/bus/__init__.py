@@ -24,4 +24,4 @@ import typing
 if not hasattr(typing, "no_type_check_decorator"):
     # dbus-next 0.2.3 imports it, for decorators that are not used here; Python 3.15, whose types mypy may know, no
     # longer has it.
-    typing.no_type_check_decorator = lambda decorator: decorator  # type: ignore[attr-defined, unused-ignore]
+    typing.no_type_check_decorator = lambda decorator: decorator  # type: ignore[attr-defined, unused-ignore] # 3.15

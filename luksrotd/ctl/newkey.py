@@ -5,7 +5,7 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from luksrotd.ctl import escrow
 from luksrotd.ctl.age import NotDue, not_due
@@ -82,6 +82,13 @@ def _check_unchanged(seen: int, now: int) -> None:
         raise StaleGeneration(f"cannot go on: the header is at sequence number {now}, not {seen}")
 
 
+#: What the key that an escrow has got is worth after an error with this outcome; after all others it opens the volume.
+_THEN: Final = {
+    Outcome.UNCHANGED: "opens nothing",
+    Outcome.UNKNOWN: "may open the volume: keep it, and the old one",
+}
+
+
 def _in_escrow(options: argparse.Namespace, command: str, request: KeyRequest, seen: _Seen) -> Report:
     """Give the key away, and then do what makes it open the volume."""
     assert isinstance(request.new, int)  # noqa: S101 -- for mypy: a key that has been made here
@@ -89,11 +96,7 @@ def _in_escrow(options: argparse.Namespace, command: str, request: KeyRequest, s
     try:
         done = change(options, request if data is None else replace(request, data=data))
     except LuksrotdError as error:
-        got = (
-            "opens nothing"
-            if error.outcome is Outcome.UNCHANGED
-            else "may be the one in force: keep it, and the old one"
-        )
-        raise type(error)(f"{error.message}; the key that {command} has got {got}", outcome=error.outcome) from error
+        it = _THEN.get(error.outcome, "opens the volume")
+        raise type(error)(f"{error.message}; the key that {command} has got {it}", outcome=error.outcome) from error
     text = [*done.text, f"{command} has got the new key"]
     return replace(done, document={**done.document, "escrow": command}, text=text)

@@ -45,12 +45,12 @@ class WipefsProbe:
 
     async def all_clear(self, devices: Sequence[HeaderDevice]) -> bool:
         """See ``ports.SignatureProbe``: to start wipefs takes twenty times as long as to look at a device."""
-        where, seconds = f"{len(devices)} devices", min(self._timeout, SHARED_TIMEOUT)
+        where = f"{len(devices)} devices"
         fds: Sequence[int] = ()
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(min(self._timeout, SHARED_TIMEOUT)):
                 fds = await _opened_same(devices)
-            return not _foreign_types(where, await self._run(where, fds, seconds))
+                return not _foreign_types(where, await self._run(where, fds, self._timeout))
         except (DeviceError, TimeoutError):
             return False
         finally:

@@ -118,9 +118,8 @@ def read_pair(read: Read, device_size: int) -> Pair:
     """Read both copies with ``read(offset, length)`` from a device of ``device_size`` bytes.
 
     Two copies of the usual size are read by one call; of larger ones what lies behind that comes by further calls, at
-    most some 20 MiB.  Raises ``FormatError`` if neither copy
-    is valid, ``NotLuks2`` for LUKS1, ``UnknownDevice`` if there is no trace of LUKS, and what ``read`` raises for
-    blocks that lie on the device.
+    most some 20 MiB.  Raises ``FormatError`` if neither copy is valid, ``NotLuks2`` for LUKS1, ``UnknownDevice`` if
+    there is no trace of LUKS, and what ``read`` raises for blocks that lie on the device.
     """
     read = _ahead(read, device_size)
     primary, secondary, hdr_size = _read_copies(read, device_size)

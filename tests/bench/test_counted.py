@@ -37,6 +37,7 @@ def test_a_lock_is_held_from_where_it_was_given_to_where_it_is_let_go() -> None:
         line(102.1, OTHER, "UNLCK", pid=8),
         line(102.5, OWNER, "WRLCK"),
         line(102.6, OTHER, "WRLCK", pid=8, device="0xfe:0x0"),
+        line(102.7, OTHER, "UNLCK", pid=8),
         line(103.0, OWNER, "UNLCK"),
         line(104.0, OTHER, "WRLCK"),
         line(104.25, OTHER, "RDLCK"),

@@ -6,10 +6,13 @@ import os
 import signal
 import subprocess
 import tempfile
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
+from luksrotd.ctl import newkey
+from luksrotd.errors import DeviceError, Outcome
 from tests.ctl.conftest import BACKUP, LUKSROTCTL, ctl, die_with_parent, environment, fails, our_tokens, works
 from tests.support.escrow import DATA, Escrow
 from tests.support.escrow import KEY as GENERATED
@@ -181,14 +184,37 @@ def test_a_disk_that_fails_leaves_a_key_that_is_to_be_kept_unless_nothing_was_ch
     broken = ("strace", "-f", "-o", "/dev/null", "-e", f"inject=fdatasync:error=EIO:when={flush}+")
     done = ctl("--json", *rotate, prefix=broken)
     error = json.loads(done.stdout)
-    if error["outcome"] == "unchanged":
-        assert "has got opens nothing" in error["message"]
-        assert not cryptsetup_opens(enrolled, escrow.key)
+    opened = cryptsetup_opens(enrolled, escrow.key)
+    told = error["message"].partition(" has got ")[2]
+    if told == "opens nothing":
+        assert (done.returncode, error["outcome"], opened) == (1, "unchanged", False)
+    elif told == "opens the volume":
+        assert (done.returncode, opened) == (4, True)
     else:
-        assert done.returncode == 4
-        assert "has got may be the one in force: keep it, and the old one" in error["message"]
-        assert cryptsetup_opens(enrolled, escrow.key) or cryptsetup_opens(enrolled, BACKUP)
-    assert (error["outcome"] == "unchanged") == (flush == 1)
+        assert (done.returncode, told) == (4, "may open the volume: keep it, and the old one")
+        assert opened or cryptsetup_opens(enrolled, BACKUP)
+    assert (told == "opens nothing") == (flush == 1)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "worth"),
+    [
+        (Outcome.UNCHANGED, "opens nothing"),
+        (Outcome.UNKNOWN, "may open the volume: keep it, and the old one"),
+        (Outcome.WIPE_PENDING, "opens the volume"),
+        (Outcome.COMMITTED, "opens the volume"),
+    ],
+)
+def test_what_the_key_in_the_escrow_is_worth_after_an_error(monkeypatch, outcome, worth):
+    def fail(*_):
+        raise DeviceError("cannot write", outcome=outcome)
+
+    monkeypatch.setattr(newkey, "change", fail)
+    monkeypatch.setattr(newkey.escrow, "give", lambda *_: None)
+    with pytest.raises(DeviceError) as raised:
+        newkey._in_escrow(Namespace(escrow_timeout=1), "/vault", Namespace(new=0), newkey._Seen(1, {}))
+    assert raised.value.message == f"cannot write; the key that /vault has got {worth}"
+    assert raised.value.outcome is outcome
 
 
 def test_a_header_that_changes_meanwhile(enrolled, rotate, escrow):

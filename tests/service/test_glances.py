@@ -2,6 +2,7 @@
 """What a volume that is in order costs a reconcile, counted; and what it waits for."""
 
 import asyncio
+from itertools import count
 
 import pytest
 
@@ -111,8 +112,15 @@ async def test_many_cost_no_process_of_their_own():
 
 async def test_without_a_thread_all_are_told_so_and_nothing_is_left(monkeypatch):
     place = await Place(3 * TOGETHER).settled()
+    submit, refusals = threads.ThreadPoolExecutor.submit, count()
+
+    def refused(executor, work):
+        if next(refusals) < 10 * len(place.refs):  # far more than there is a need to ask for
+            no_thread()
+        return submit(executor, work)
+
     with monkeypatch.context() as patched:
-        patched.setattr(threads.ThreadPoolExecutor, "submit", no_thread)
+        patched.setattr(threads.ThreadPoolExecutor, "submit", refused)
         results = await asyncio.gather(*map(place.reconciler.reconcile, place.refs), return_exceptions=True)
     assert {type(result) for result in results} == {Busy}
     assert (await place.reconciler.reconcile(place.refs[0])).found == ()
